@@ -1,0 +1,104 @@
+"""Every way a conversion can fail, each with advice for the user and an exit code.
+
+An error names what was expected, what was found and where, and says what to do about it. The command line prints
+exactly ``str(error)`` and leaves with ``error.exit_code``; a traceback appears only with ``--debug``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+EXIT_OK = 0
+EXIT_DIFFERENCE = 1
+EXIT_INPUT = 2
+EXIT_REFUSED = 3
+EXIT_DESTINATION = 4
+EXIT_MODEL = 5
+EXIT_INTERNAL = 70
+EXIT_INTERRUPTED = 130
+
+EXIT_CODES: dict[int, str] = {
+    EXIT_OK: "done, and verified unless --no-verify was given",
+    EXIT_DIFFERENCE: "the verification found a difference; nothing was written",
+    EXIT_INPUT: "wrong usage, or the input is missing, unreadable or of an unsupported kind",
+    EXIT_REFUSED: "the conversion was refused: a leaf would be lost, invented or misplaced",
+    EXIT_DESTINATION: "the destination exists already or cannot be written",
+    EXIT_MODEL: "a model given with --nnx-model, --linen-model, --optimizer or --inputs cannot be imported or run",
+    EXIT_INTERNAL: "a defect of flax-convert itself (run again with --debug and report it)",
+    EXIT_INTERRUPTED: "interrupted; the destination was not touched",
+}
+
+
+class ConverterError(Exception):
+    """Base of all errors raised on purpose by this package.
+
+    Args:
+      message: what is wrong, where, what was expected and what was found; one or more full lines.
+      advice: what the user can do about it; printed on a line of its own.
+    """
+
+    exit_code = EXIT_INPUT
+
+    def __init__(self, message: str, advice: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.advice = advice
+
+    def __str__(self) -> str:
+        return f"{self.message}\n{self.advice}" if self.advice else self.message
+
+
+class UsageError(ConverterError):
+    """The arguments do not make sense together (exit code 2)."""
+
+
+class UnreadableCheckpoint(ConverterError):
+    """The path is missing, truncated, unfinished, damaged or no checkpoint at all (exit code 2)."""
+
+
+class UnsupportedCheckpoint(ConverterError):
+    """The checkpoint is recognised, but this variety or one of its leaves cannot be handled (exit code 2)."""
+
+
+class DestinationError(ConverterError):
+    """The destination exists already, or cannot be written (exit code 4)."""
+
+    exit_code = EXIT_DESTINATION
+
+
+class ModelError(ConverterError):
+    """User code named by a model, optimizer or inputs argument cannot be imported, built or run (exit code 5)."""
+
+    exit_code = EXIT_MODEL
+
+
+class ConversionRefused(ConverterError):
+    """The plan would lose, invent or misplace leaves (exit code 3).
+
+    All problems of a plan are collected and shown at once.
+
+    Args:
+      headline: one line that says what was attempted.
+      problems: one entry for every leaf or rule at fault.
+      advice: what settles most of the problems.
+    """
+
+    exit_code = EXIT_REFUSED
+    SHOWN = 40
+
+    def __init__(self, headline: str, problems: Sequence[str], advice: str = "") -> None:
+        self.problems = tuple(problems)
+        lines = [headline, *(f"  {problem}" for problem in self.problems[: self.SHOWN])]
+        if len(self.problems) > self.SHOWN:
+            lines.append(f"  … and {len(self.problems) - self.SHOWN} more")
+        super().__init__("\n".join(lines), advice)
+
+
+class VerificationFailed(ConverterError):
+    """The converted checkpoint differs from its source (exit code 1); ``report`` holds every difference found."""
+
+    exit_code = EXIT_DIFFERENCE
+
+    def __init__(self, message: str, report: object, advice: str = "") -> None:
+        super().__init__(message, advice)
+        self.report = report

@@ -1,0 +1,66 @@
+"""What every format offers, and what opening a checkpoint tells without reading an array."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path as FilePath
+from typing import Protocol
+
+from converter.tree import Tree
+
+Progress = Callable[[int, int], None]
+"""Called with (bytes, leaves) after each piece of work."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """One opened checkpoint: a lazy tree and where it was found.
+
+    Attributes:
+      path: what the user named.
+      location: the file, or the directory of the item, that holds the tree.
+      format: name of the format in ``converter.formats.FORMATS``.
+      tree: the leaves; reading one is lazy.
+      steps: the steps below ``path``, ascending; empty where ``path`` has no step directories.
+      step: the chosen step.
+      items: names of the items (pytrees) in the chosen step.
+      item: the chosen item.
+      facts: what else the file tells, for people (``{"layout": "OCDBT, zarr2", …}``).
+    """
+
+    path: FilePath
+    location: FilePath
+    format: str
+    tree: Tree
+    steps: tuple[int, ...] = ()
+    step: int | None = None
+    items: tuple[str, ...] = ()
+    item: str | None = None
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+
+class Format(Protocol):
+    """A container on disk: knows bytes, knows nothing of Linen or NNX."""
+
+    name: str
+
+    def sniff(self, path: FilePath) -> bool:
+        """Whether the existing ``path`` looks like this format; reads a few bytes or names at the most."""
+
+    def open(self, path: FilePath, *, step: int | None = None, item: str | None = None) -> Checkpoint:
+        """Reads the metadata of a checkpoint.
+
+        Raises:
+          UnreadableCheckpoint: damaged, truncated, unfinished.
+          UnsupportedCheckpoint: a recognised variety that cannot be read.
+          UsageError: no such step or item, or several items and none chosen.
+        """
+
+    def write(self, tree: Tree, destination: FilePath, progress: Progress) -> None:
+        """Writes ``tree`` to ``destination``, which does not exist; complete when it returns.
+
+        Raises:
+          UnsupportedCheckpoint: a leaf that this format cannot hold.
+          DestinationError: the file system refused.
+        """
