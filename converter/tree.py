@@ -205,7 +205,8 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     import ml_dtypes
 
     try:
-        return np.dtype(getattr(ml_dtypes, name))
+        dtype: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
+        return dtype
     except (AttributeError, TypeError):
         raise UnsupportedCheckpoint(
             f"the dtype {name!r} is unknown to NumPy {np.__version__} and ml_dtypes {ml_dtypes.__version__}",

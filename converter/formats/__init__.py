@@ -1,0 +1,78 @@
+"""The formats, and choosing one for a path."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path as FilePath
+
+from converter.errors import UnreadableCheckpoint, UsageError
+from converter.formats.checkpoint import Checkpoint, Format
+from converter.formats.msgpack import MsgpackFormat
+from converter.formats.orbax import OrbaxFormat
+
+FORMATS: dict[str, Format] = {
+    "orbax": OrbaxFormat(),
+    "msgpack": MsgpackFormat(),
+}
+
+SUFFIXES: dict[str, str] = {".msgpack": "msgpack"}
+"""Destinations with such a name get that format; all others become Orbax directories."""
+
+
+def open_checkpoint(path: FilePath, *, step: int | None = None, item: str | None = None) -> Checkpoint:
+    """Opens a checkpoint of any format; reads metadata only.
+
+    Args:
+      path: a file or directory.
+      step: which step, where the directory holds several; the latest by default.
+      item: which item (pytree), where a step holds several.
+
+    Raises:
+      UnreadableCheckpoint: missing, empty, damaged, unfinished, or nothing that looks like a checkpoint.
+      UnsupportedCheckpoint: a variety that cannot be read.
+      UsageError: no such step or item.
+    """
+    if not os.path.lexists(path):
+        raise UnreadableCheckpoint(f"{path}: no such file or directory", _nearby(path))
+    if not os.access(path, os.R_OK):
+        raise UnreadableCheckpoint(f"{path}: no permission to read it")
+    if path.is_file() and path.stat().st_size == 0:
+        raise UnreadableCheckpoint(f"{path} is an empty file", "Its writer was probably interrupted: save it again.")
+    for format in FORMATS.values():
+        if format.sniff(path):
+            return format.open(path, step=step, item=item)
+    raise UnreadableCheckpoint(
+        f"{path} is no checkpoint: expected {_EXPECTED}, found {_found(path)}", "Name the checkpoint itself."
+    )
+
+
+_EXPECTED = "an Orbax directory (with _METADATA, or with steps or items) or a msgpack file of flax.serialization"
+
+
+def _nearby(path: FilePath) -> str:
+    parent = path.parent
+    while not parent.is_dir():
+        parent = parent.parent
+    names = sorted(entry.name for entry in parent.iterdir() if not entry.name.startswith("."))[:8]
+    return f"{parent} has {', '.join(names)}." if names else f"{parent} is empty."
+
+
+def _found(path: FilePath) -> str:
+    if path.is_dir():
+        names = sorted(entry.name for entry in path.iterdir())
+        return f"a directory with {', '.join(names[:6])}{' …' if len(names) > 6 else ''}" if names else "an empty directory"
+    with path.open("rb") as file:
+        return f"a file that begins with {file.read(8).hex(' ')}"
+
+
+def destination_format(destination: FilePath, name: str | None = None) -> str:
+    """The name of the format asked for, or of the one that the destination's suffix stands for.
+
+    Raises:
+      UsageError: no such format.
+    """
+    if name is None:
+        return SUFFIXES.get(destination.suffix, "orbax")
+    if name not in FORMATS:
+        raise UsageError(f"no format {name!r}", f"Choose one of {', '.join(FORMATS)}.")
+    return name

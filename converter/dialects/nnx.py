@@ -1,0 +1,104 @@
+"""NNX's layouts: ``nnx.State`` and pure dicts, of a model, of an optimizer, or of both together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from converter.dialects.dialect import EMPTY_REASON, Framework, Ignored, Lifted
+from converter.dialects.opt_state import EMPTY_NODE, OPT_STATE, STEP, split_mirror
+from converter.training_state import Held, Part, Slot, TrainingState
+from converter.tree import LeafKind, Path, Tree
+
+VALUE = "value"
+"""Orbax writes a Variable as a node with this one child (``raw_value`` in flax 0.8.3 to 0.8.5)."""
+
+MODULE_MARK = "_pytree__state"
+"""Where an ``nnx.Module`` itself was saved, each of its nodes has this entry, which holds nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class NnxLayout:
+    """One NNX checkpoint: which Variables stand where, and in which wrapper.
+
+    Attributes:
+      suffix: the last key of every leaf of an ``nnx.State``; None for a pure dict (``nnx.to_pure_dict``).
+      model: where the model's own Variables start; None where there are none (an ``nnx.Optimizer`` saved alone).
+      optimizer: where the optimizer's ``step`` and ``opt_state`` stand; None where there is no optimizer.
+    """
+
+    suffix: str | None = VALUE
+    model: Path | None = ()
+    optimizer: Path | None = None
+    framework: ClassVar[Framework] = "nnx"
+
+    @property
+    def title(self) -> str:
+        """``nnx.State of a model``, ``pure dict of {model, optimizer}`` …"""
+        wrapper = "nnx.State" if self.suffix else "pure dict"
+        if self.optimizer is None:
+            return f"{wrapper} of a model"
+        if self.model is None:
+            return f"{wrapper} of an nnx.Optimizer"
+        if self.optimizer == ():
+            return f"{wrapper} of an nnx.ModelAndOptimizer"
+        names = ", ".join(key for path in sorted((self.model, self.optimizer)) for key in path)
+        return f"{wrapper} of {{{names}}}"
+
+    def lift(self, tree: Tree) -> Lifted:
+        plain = {path: self._unwrapped(path) for path in tree}
+        variables = self._variables(plain.values())
+        leaves: list[tuple[Slot, Held]] = []
+        ignored: list[Ignored] = []
+        for path, leaf in tree.items():
+            source = plain[path]
+            slot = self._slot(source, variables)
+            if leaf.spec.kind is not LeafKind.EMPTY:
+                leaves.append((slot, Held(source, leaf)))
+            elif slot.part is Part.OPT_STATE and slot.is_mirror:
+                leaves.append((slot, Held(source, EMPTY_NODE)))
+            else:
+                mark = "bookkeeping of a saved nnx.Module" if source[-1:] == (MODULE_MARK,) else EMPTY_REASON
+                ignored.append(Ignored(source, mark))
+        return Lifted(TrainingState(leaves), tuple(ignored))
+
+    def lower(self, slot: Slot) -> Path | None:
+        wrapper = (self.suffix,) if self.suffix else ()
+        inner = tuple(str(key) for key in (*slot.prefix, *slot.path))
+        match slot.part:
+            case Part.VARIABLES:
+                return None if self.model is None else (*self.model, *inner, *wrapper)
+            case Part.OPT_STATE:
+                return None if self.optimizer is None else (*self.optimizer, OPT_STATE, *inner, *wrapper)
+            case Part.STEP:
+                return None if self.optimizer is None else (*self.optimizer, STEP, *wrapper)
+            case Part.EXTRA:
+                # Beside an unprefixed model a foreign field could not be told from one of its attributes.
+                return None if self.model == () else (*inner, *wrapper)
+
+    def _unwrapped(self, path: Path) -> Path:
+        return path[:-1] if self.suffix is not None and path[-1:] == (self.suffix,) else path
+
+    def _in_optimizer(self, path: Path) -> bool:
+        if self.optimizer is None or path[: len(self.optimizer)] != self.optimizer:
+            return False
+        return path[len(self.optimizer) :][:1] in ((STEP,), (OPT_STATE,))
+
+    def _in_model(self, path: Path) -> bool:
+        return self.model is not None and path[: len(self.model)] == self.model and not self._in_optimizer(path)
+
+    def _variables(self, paths: Iterable[Path]) -> set[Path]:
+        return {path[len(self.model or ()) :] for path in paths if self._in_model(path)}
+
+    def _slot(self, path: Path, variables: set[Path]) -> Slot:
+        if self.optimizer is not None and self._in_optimizer(path):
+            field, *rest = path[len(self.optimizer) :]
+            if field == STEP:
+                return Slot(Part.STEP)
+            prefix, tail = split_mirror(tuple(rest), variables)
+            return Slot(Part.OPT_STATE, path=tail, prefix=prefix)
+        if self._in_model(path):
+            return Slot(Part.VARIABLES, path=path[len(self.model or ()) :])
+        prefix, tail = split_mirror(path[1:], variables) if variables else (path[1:], ())
+        return Slot(Part.EXTRA, path=tail, prefix=path[:1] + prefix)

@@ -1,0 +1,68 @@
+"""How an optax state is laid out: which of its leaves follow a parameter, and where its empty members stand.
+
+An optax state is a nest of tuples and named tuples. Some of its fields (``mu``, ``nu``, ``trace``, ``acc_grads`` …) hold
+one value per parameter under the parameter's own path; these *mirrors* follow whatever happens to the parameters.
+Members without arrays (``EmptyState``, ``MaskedNode``) are recorded by Linen's savers and mostly left out by NNX's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+
+from converter.tree import IndexKey, Leaf, Path, empty_spec
+
+STEP, OPT_STATE = "step", "opt_state"
+"""Where a train state and an ``nnx.Optimizer`` alike keep their counter and their optax state."""
+
+MIRROR_FIELDS = frozenset(
+    "mu nu trace acc_grads ema nu_max sum_of_squares v v_row v_col m momentum exp_avg exp_avg_sq avg_sq".split()
+)
+"""Fields of optax's states that hold one value per parameter: used only where the parameters are not at hand."""
+
+EMPTY_NODE = Leaf(empty_spec("node"), lambda: None)
+"""An optax state without arrays, or the place of a masked-out parameter."""
+
+
+def split_mirror(path: Path, variables: Collection[Path]) -> tuple[Path, Path]:
+    """Splits a path below ``opt_state`` into the way through the optax state and the path of a variable.
+
+    The variable's path is the longest tail that names one, empty if none does. Without ``variables`` (an optimizer
+    saved alone) it is what follows the first field known to mirror the parameters.
+
+    Examples:
+      ``0/mu/Dense_0/kernel`` → ``0/mu``, ``Dense_0/kernel``; ``0/count`` → ``0/count``, nothing.
+    """
+    if variables:
+        for start in range(len(path)):
+            if path[start:] in variables:
+                return path[:start], path[start:]
+        return path, ()
+    for start, key in enumerate(path[:-1]):
+        if key in MIRROR_FIELDS:
+            return path[: start + 1], path[start + 1 :]
+    return path, ()
+
+
+def as_positions(prefix: Path) -> Path:
+    """The same way through an optax state with its numbers as positions of a tuple, as a Linen train state has them."""
+    return tuple(IndexKey(key) if _is_number(key) else str(key) for key in prefix)
+
+
+def missing_positions(paths: Iterable[Path]) -> Iterator[Path]:
+    """Positions that must exist in a tuple because a later one does, and that no path leads through.
+
+    They held states without arrays (optax's ``EmptyState``). What stood behind the last known position cannot be told.
+    """
+    nodes: dict[Path, set[int]] = {}
+    for path in paths:
+        for depth, key in enumerate(path):
+            if isinstance(key, IndexKey):
+                nodes.setdefault(path[:depth], set()).add(int(key))
+    for node, positions in nodes.items():
+        for position in range(max(positions)):
+            if position not in positions:
+                yield (*node, IndexKey(str(position)))
+
+
+def _is_number(key: str) -> bool:
+    return key.isascii() and key.isdigit() and (key == "0" or not key.startswith("0"))

@@ -1,0 +1,42 @@
+"""NNX's random state: how its leaves are told from all others.
+
+An ``nnx.RngStream`` holds a typed PRNG key in ``key`` (an ``RngKey``) and a uint32 counter in ``count`` (an
+``RngCount``). Linen keeps no random state in a checkpoint, and the same key gives another dropout mask in the other
+framework, so there is nothing to translate: the leaves are dropped or, on request, kept as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from converter.training_state import RNG_COLLECTIONS
+from converter.tree import Leaf, LeafKind, LeafSpec, Path
+
+RNG_KEY, RNG_COUNT = RNG_COLLECTIONS
+
+
+def random_state_paths(leaves: Mapping[Path, Leaf]) -> dict[Path, str]:
+    """The paths that are random state beyond doubt, with their Variable type.
+
+    ``key`` and ``count`` side by side, a PRNG key (typed, or its raw uint32 words) and a uint32; with or without the
+    ``value`` of their Variables.
+    """
+    specs = {_without_wrapper(path): (path, leaf.spec) for path, leaf in leaves.items()}
+    found: dict[Path, str] = {}
+    for plain, (path, spec) in specs.items():
+        if plain[-1:] != ("key",) or not _is_key(spec):
+            continue
+        counter = specs.get((*plain[:-1], "count"))
+        if counter is not None and counter[1].dtype == "uint32":
+            found[path] = RNG_KEY
+            found[counter[0]] = RNG_COUNT
+    return found
+
+
+def _without_wrapper(path: Path) -> Path:
+    return path[:-1] if path[-1:] in (("value",), ("raw_value",)) else path
+
+
+def _is_key(spec: LeafSpec) -> bool:
+    raw = spec.dtype == "uint32" and spec.shape[-1:] in ((2,), (4,))
+    return spec.kind is LeafKind.KEY or raw

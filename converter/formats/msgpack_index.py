@@ -1,0 +1,251 @@
+"""A lazy index of a flax msgpack file: where each leaf lies, found by walking over the headers.
+
+Payloads are skipped, never read: indexing costs time and memory per leaf, not per byte. The walk keeps its own stack,
+so that no nesting, however deep, meets Python's recursion limit.
+"""
+
+from __future__ import annotations
+
+import functools
+import mmap
+from dataclasses import dataclass, field
+from pathlib import Path as FilePath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.errors import UnreadableCheckpoint, UnsupportedCheckpoint
+from converter.formats.msgpack_values import (
+    CHUNKED_ARRAY,
+    EXT_ARRAY,
+    EXT_COMPLEX,
+    EXT_NUMPY_SCALAR,
+    Entry,
+    Extent,
+    array_dtype,
+    array_entry,
+    complex_entry,
+    decode,
+    joined_entry,
+)
+from converter.formats.msgpack_wire import MAX_DEPTH, Family, Head, Reader
+from converter.tree import IndexKey, IntKey, Key, Leaf, LeafKind, LeafSpec, Path, Tree, empty_spec
+
+KEPT_BYTES = 1 << 24
+"""Where leaves are small, finding their headers touches every page: after so many bytes the pages are given back."""
+
+
+def map_file(file: FilePath) -> mmap.mmap:
+    """Maps a whole file for reading.
+
+    Raises:
+      UnreadableCheckpoint: missing, no regular file, empty, or the system refuses to open or map it.
+    """
+    if not file.is_file():
+        problem = "is not a regular file" if file.exists() else "does not exist"
+        raise UnreadableCheckpoint(f"{file} {problem}.", "Check the path.")
+    try:
+        with file.open("rb") as stream:
+            return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        problem = error.strerror or str(error)
+        raise UnreadableCheckpoint(
+            f"{file} cannot be read: {problem}.", "Check its permissions and the disk."
+        ) from None
+    except ValueError:
+        raise UnreadableCheckpoint(
+            f"{file} is empty: expected a msgpack value at byte 0, found the end of the file.",
+            "It was probably never written to the end: use another checkpoint.",
+        ) from None
+
+
+def index(file: FilePath, data: mmap.mmap) -> list[tuple[Path, Entry]]:
+    """Where every leaf lies, in the order of the file. ``data`` maps ``file``.
+
+    Raises:
+      UnreadableCheckpoint: damaged.
+      UnsupportedCheckpoint: keys, extension types or dtypes that flax never writes, or the placeholder of an array that
+        is stored elsewhere.
+    """
+    return _Walk(file, data).run()
+
+
+@dataclass(slots=True)
+class _Container:
+    """A map or an array that is being walked; ``first`` is the number of entries before it."""
+
+    path: Path
+    head: Head
+    first: int
+    done: int = 0
+    keys: dict[Key, type[Key]] = field(default_factory=dict)
+
+
+class _Walk:
+    def __init__(self, file: FilePath, data: mmap.mmap) -> None:
+        self.reader = Reader(file, data)
+        self.size = self.reader.size
+        self.entries: list[tuple[Path, Entry]] = []
+        self.open: list[_Container] = []
+        self.kept = 0
+
+    def run(self) -> list[tuple[Path, Entry]]:
+        offset = self._value((), 0)
+        while self.open:
+            container = self.open[-1]
+            if container.done == container.head.value:
+                self._close(self.open.pop())
+                continue
+            if container.head.family is Family.MAP:
+                key, offset = self._key(container, offset)
+            else:
+                key = IndexKey(container.done)
+            container.done += 1
+            offset = self._value((*container.path, key), offset)
+            if offset - self.kept > KEPT_BYTES:
+                self.reader.forget(self.kept, offset)
+                self.kept = offset
+        if offset != self.size:
+            self.reader.path = ()
+            raise self.reader.damaged(offset, "the end of the file", f"{self.size - offset} more bytes")
+        return self.entries
+
+    def _key(self, container: _Container, offset: int) -> tuple[Key, int]:
+        reader = self.reader
+        reader.path = container.path
+        head = reader.head(offset, self.size)
+        if head.family is Family.TEXT:
+            key, end = decode(reader, Extent(head.body, head.value), "a key"), head.body + head.value
+        elif head.family is Family.INT:
+            key, end = IntKey(head.value), head.body
+        else:
+            raise self._unsupported(f"has a key that is neither text nor an int: {head}")
+        if key in container.keys:
+            if container.keys[key] is not type(key):
+                raise self._unsupported(f"has both the int {key} and the text {str(key)!r} as a key")
+            raise reader.damaged(offset, "each key of a map only once", f"the key {str(key)!r} again")
+        container.keys[key] = type(key)
+        return key, end
+
+    def _value(self, path: Path, offset: int) -> int:
+        """Adds the leaf at ``offset``, or opens the container there; tells where the next header begins."""
+        self.reader.path = path
+        head = self.reader.head(offset, self.size)
+        if head.family in (Family.MAP, Family.ARRAY) and head.value:
+            if len(self.open) == MAX_DEPTH:
+                raise self.reader.damaged(offset, f"at most {MAX_DEPTH} containers inside each other", str(head))
+            self.open.append(_Container(path, head, len(self.entries)))
+            return head.body
+        self.entries.append((path, self._entry(head)))
+        return head.body + (head.value if head.family in (Family.TEXT, Family.BYTES, Family.EXT) else 0)
+
+    def _close(self, container: _Container) -> None:
+        if CHUNKED_ARRAY not in container.keys:
+            return
+        self.reader.path = container.path
+        depth = len(container.path)
+        parts = {path[depth:]: entry for path, entry in self.entries[container.first :]}
+        del self.entries[container.first :]
+        self.entries.append((container.path, joined_entry(self.reader, container.head.offset, parts)))
+
+    def _entry(self, head: Head) -> Entry:
+        match head.family:
+            case Family.NIL:
+                return Entry(empty_spec("none"))
+            case Family.MAP:
+                return Entry(empty_spec("dict"))
+            case Family.ARRAY:
+                return Entry(empty_spec("list"))
+            case Family.TEXT:
+                self._refuse_placeholder(head)
+                return Entry(LeafSpec(LeafKind.TEXT, "str"), (Extent(head.body, head.value),))
+            case Family.BYTES:
+                return Entry(LeafSpec(LeafKind.TEXT, "bytes"), (Extent(head.body, head.value),))
+            case Family.EXT if head.code in (EXT_ARRAY, EXT_NUMPY_SCALAR):
+                return array_entry(self.reader, head)
+            case Family.EXT if head.code == EXT_COMPLEX:
+                return complex_entry(self.reader, head)
+            case Family.EXT:
+                raise self._unsupported(f"is {head}; flax knows 1 (array), 2 (complex) and 3 (NumPy scalar)")
+            case _:
+                return Entry(LeafSpec(LeafKind.SCALAR, type(head.value).__name__), value=head.value)
+
+    def _refuse_placeholder(self, head: Head) -> None:
+        """The marks are Orbax' ``PLACEHOLDER_PREFIX`` and ``MP_ARRAY_PH`` of ``flax.training.checkpoints``."""
+        file = self.reader.file
+        text = self.reader.data[head.body : head.body + min(head.value, 80)].decode(errors="replace")
+        if text.startswith("PLACEHOLDER://"):
+            raise self._unsupported(
+                f"is an Orbax placeholder ({text!r}): the file is only the index of an Orbax checkpoint, whose arrays "
+                "lie in directories beside it",
+                f"Name the directory instead of the file: {file.parent}",
+            )
+        if text.startswith("//GDAPlaceholder:"):
+            raise self._unsupported(
+                f"is the placeholder of a multi-process array ({text!r}), which flax stored apart, in {file.name}_gda",
+                "Restore it with flax.training.checkpoints.restore_checkpoint(…, gda_manager=…), then save it with "
+                "Orbax, or with flax.serialization.to_bytes from arrays that one process holds.",
+            )
+
+    def _unsupported(self, problem: str, advice: str = "") -> UnsupportedCheckpoint:
+        return UnsupportedCheckpoint(
+            f"{self.reader.place()} {problem}.",
+            advice
+            or "Only what flax writes can be read: restore the file with the program that wrote it, and save it "
+            "again with flax.serialization.to_bytes.",
+        )
+
+
+# Reading the leaves ----------------------------------------------------------------------------------------------
+
+
+class MappedLeaves:
+    """Hands out the leaves of an indexed file.
+
+    Arrays are read-only views of the mapped file. The pages of one array are given back to the system when the next
+    is fetched, so that reading a file of any size leaf by leaf keeps about one leaf in memory. An earlier array stays
+    valid: its pages come back when they are touched.
+    """
+
+    def __init__(self, file: FilePath, data: mmap.mmap) -> None:
+        self._reader = Reader(file, data)
+        self._last = Extent(0, 0)  # shared by threads without a lock: at worst a page is given back late
+
+    def tree(self, entries: list[tuple[Path, Entry]]) -> Tree:
+        return Tree((path, Leaf(entry.spec, functools.partial(self._fetch, path, entry))) for path, entry in entries)
+
+    def _fetch(self, path: Path, entry: Entry) -> Any:
+        reader = self._reader
+        reader.check_size()
+        match entry.spec.kind:
+            case LeafKind.ARRAY:
+                return self._array(entry)
+            case LeafKind.NUMPY_SCALAR:
+                return self._array(entry)[()]
+            case LeafKind.TEXT:
+                extent = entry.extents[0]
+                if entry.spec.dtype == "bytes":
+                    return reader.data[extent.offset : extent.offset + extent.nbytes]
+                return decode(Reader(reader.file, reader.data, path), extent, "text")
+            case _:
+                return entry.value
+
+    def _array(self, entry: Entry) -> NDArray[Any]:
+        dtype, shape = array_dtype(entry.spec.dtype), entry.spec.shape
+        if len(entry.extents) == 1:
+            return self._view(entry.extents[0], dtype).reshape(shape)
+        joined = np.empty(entry.spec.size, dtype)
+        filled = 0
+        for extent in entry.extents:
+            part = self._view(extent, dtype)
+            joined[filled : filled + part.size] = part
+            filled += part.size
+        return joined.reshape(shape)
+
+    def _view(self, extent: Extent, dtype: np.dtype[Any]) -> NDArray[Any]:
+        self._reader.forget(self._last.offset, self._last.offset + self._last.nbytes)
+        self._last = extent
+        if not extent.nbytes:
+            return np.empty(0, dtype)
+        return np.frombuffer(self._reader.data, dtype, extent.nbytes // dtype.itemsize, extent.offset)

@@ -1,0 +1,158 @@
+"""Orbax checkpoints: a directory per item, read through TensorStore alone, written by Orbax itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path as FilePath
+from typing import Any
+
+from converter.errors import UnreadableCheckpoint
+from converter.formats import orbax_layout, orbax_metadata
+from converter.formats.checkpoint import Checkpoint, Progress
+from converter.formats.orbax_arrays import ArrayStore
+from converter.formats.orbax_legacy import Placeholder, read_legacy_tree
+from converter.formats.orbax_metadata import EMPTY_TYPES, Entry, ItemMetadata, Strings
+from converter.tree import Leaf, LeafKind, LeafSpec, Path, Tree, empty_spec, format_path
+
+_PYTHON_TYPES: Mapping[str, type] = {"bool": bool, "int": int, "uint": int, "complex": complex}
+"""Type of a Python scalar by the letters its dtype begins with; anything else is a float."""
+
+
+class OrbaxFormat:
+    """Reads what Orbax 0.1 to 0.12 wrote, and writes what the installed Orbax writes.
+
+    Reading imports neither jax nor Orbax: the layout on disk is stable, the classes are not.
+    """
+
+    name = "orbax"
+
+    def sniff(self, path: FilePath) -> bool:
+        """Whether ``path`` is an Orbax item, a directory of items or a directory of steps."""
+        return orbax_layout.looks_like_orbax(path)
+
+    def open(self, path: FilePath, *, step: int | None = None, item: str | None = None) -> Checkpoint:
+        """Reads names, dtypes and shapes; arrays are read when a leaf is fetched.
+
+        Args:
+          path: an item, a step or a root of steps.
+          step: the step to read; without it the latest that is complete.
+          item: the item to read; without it the only one, else ``default`` or ``state``.
+
+        Raises:
+          UnreadableCheckpoint: no Orbax checkpoint, unfinished, damaged, or with links that leave it.
+          UnsupportedCheckpoint: leaves that share a name, OCDBT databases of several processes that were never merged,
+            values in files of other processes, unknown dtypes.
+          UsageError: no such step or item, or several items and none chosen.
+        """
+        location = orbax_layout.locate(path, step, item)
+        orbax_layout.refuse_links_outside(location)
+        metadata, inline = _read_metadata(location.directory)
+        store = ArrayStore(location.directory, metadata.zarr3, metadata.all_stored)
+        tree = Tree(_leaves(location.directory, metadata, inline, store))
+        return Checkpoint(
+            path=path,
+            location=location.directory,
+            format=self.name,
+            tree=tree,
+            steps=location.steps,
+            step=location.step,
+            items=location.items,
+            item=location.item,
+            facts=dict(_facts(location, metadata, store)),
+        )
+
+    def write(self, tree: Tree, destination: FilePath, progress: Progress, *, final: FilePath | None = None) -> None:
+        """Saves ``tree`` as one item with Orbax's own saver.
+
+        Args:
+          tree: the leaves; all of them are in memory while Orbax saves.
+          destination: the item directory to make.
+          progress: told of every leaf when it has been fetched.
+          final: where the caller will move ``destination`` to; Orbax notes a path in ``commit_success.txt``.
+
+        Raises:
+          UnsupportedCheckpoint: leaves that Orbax cannot hold, all of them listed; nothing has been written.
+          DestinationError: the file system refused; nothing is left behind.
+        """
+        from converter.formats.orbax_write import save
+
+        save(tree, destination, progress, final)
+
+
+def _read_metadata(directory: FilePath) -> tuple[ItemMetadata, Mapping[Path, Leaf]]:
+    """The leaves of an item, and the values that stand in the msgpack file of an older one."""
+    legacy_file = directory / orbax_metadata.LEGACY_FILE
+    if (directory / orbax_metadata.METADATA_FILE).exists() or not legacy_file.is_file():
+        metadata = orbax_metadata.read_item_metadata(directory)
+        has_inline = any(entry.inline for entry in metadata.entries)
+        legacy = read_legacy_tree(legacy_file) if has_inline else {}
+        return metadata, {path: leaf for path, leaf in legacy.items() if isinstance(leaf, Leaf)}
+    legacy = read_legacy_tree(legacy_file)
+    entries = tuple(
+        Entry(path, leaf.name, "np.ndarray") if isinstance(leaf, Placeholder) else Entry(path, "", "", inline=True)
+        for path, leaf in legacy.items()
+    )
+    orbax_metadata.refuse_shared_names(entries)
+    return ItemMetadata(entries), {path: leaf for path, leaf in legacy.items() if isinstance(leaf, Leaf)}
+
+
+def _leaves(
+    directory: FilePath, metadata: ItemMetadata, inline: Mapping[Path, Leaf], store: ArrayStore
+) -> Iterator[tuple[Path, Leaf]]:
+    """The leaves in the order of the file."""
+    strings = Strings(directory)
+    keys = orbax_metadata.read_key_implementations(directory)
+    arrays = [entry for entry in metadata.entries if entry.is_array]
+    specs = dict(zip((entry.path for entry in arrays), store.specs(arrays), strict=True))
+    for entry in metadata.entries:
+        if entry.is_empty:
+            yield entry.path, Leaf(empty_spec(EMPTY_TYPES[entry.value_type]), lambda: None)
+        elif entry.inline:
+            if entry.path not in inline:
+                raise UnreadableCheckpoint(f"{format_path(entry.path)}: its value is missing in {directory}/checkpoint")
+            yield entry.path, inline[entry.path]
+        elif entry.is_text:
+            yield entry.path, Leaf(LeafSpec(LeafKind.TEXT, "str"), partial(strings.__getitem__, entry))
+        else:
+            yield entry.path, _array_leaf(entry, specs[entry.path], keys.get(entry.name), store)
+
+
+def _array_leaf(entry: Entry, spec: LeafSpec, implementation: str | None, store: ArrayStore) -> Leaf:
+    fetch: Callable[[], Any] = partial(store.read, entry)
+    if implementation is not None:
+        return Leaf(LeafSpec(LeafKind.KEY, implementation, spec.shape[:-1]), fetch)
+    if entry.value_type == "scalar" and not spec.shape:
+        python_type = _PYTHON_TYPES.get(spec.dtype.rstrip("0123456789"), float)
+        return Leaf(LeafSpec(LeafKind.SCALAR, python_type.__name__), lambda: python_type(store.read(entry).item()))
+    return Leaf(spec, fetch)
+
+
+def _facts(location: orbax_layout.Location, metadata: ItemMetadata, store: ArrayStore) -> Iterator[tuple[str, str]]:
+    """What a person may want to know beside the tree."""
+    saved = location.saved
+    yield "layout", store.layout
+    pattern = "array_metadatas/process_*" if store.database is None else "ocdbt.process_[0-9]*"
+    processes = sum(1 for _ in location.directory.glob(pattern))
+    if processes > 1:
+        yield "processes", str(processes)
+    handler = orbax_metadata.handler_of(saved, location.item or location.directory.name)
+    if handler:
+        yield "written by", f"Orbax {handler}"
+    elif not (location.directory / orbax_metadata.METADATA_FILE).exists():
+        yield "written by", "Orbax up to 0.2"
+    committed = saved.get("commit_timestamp_nsecs")
+    if isinstance(committed, int):
+        yield "saved", datetime.fromtimestamp(committed // 10**9, UTC).isoformat()
+    for name, value in (
+        ("custom metadata", metadata.custom or saved.get("custom_metadata")),
+        ("metrics", saved.get("metrics")),
+    ):
+        if value:
+            yield name, json.dumps(value, ensure_ascii=False)
+    if location.others:
+        yield "other items", ", ".join(f"{name} ({what})" for name, what in location.others.items())
+    if location.unfinished:
+        yield "unfinished saves", ", ".join(location.unfinished)

@@ -1,0 +1,84 @@
+"""What Orbax cannot hold, found by trying orbax-checkpoint 0.12.8 with tensorstore 0.1.86.
+
+Orbax itself reports the first of such leaves when some files have been written, or mixes leaves up without a word.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from converter.errors import UnsupportedCheckpoint
+from converter.formats.orbax_metadata import Entry, refuse_shared_names
+from converter.tree import Leaf, LeafKind, Path, Tree, format_path, numpy_dtype
+
+_SHOWN = 40
+
+
+def refuse_unsupported(tree: Tree) -> None:
+    """Refuses a tree that Orbax would not save whole. Python ints are fetched, arrays are not.
+
+    Raises:
+      UnsupportedCheckpoint: lists every leaf at fault.
+    """
+    if not tree or (tree.keys() == {()} and tree[()].spec.kind is LeafKind.EMPTY):
+        raise UnsupportedCheckpoint("the tree has no leaves, and Orbax does not save an empty tree")
+    objections = [
+        f"{format_path(path)}: {leaf.spec} {objection}"
+        for path, leaf in tree.items()
+        if (objection := _objection(path, leaf)) is not None
+    ]
+    objections += _mixed_up_texts([path for path, leaf in tree.items() if leaf.spec.kind is LeafKind.TEXT])
+    if objections:
+        shown = [f"  {objection}" for objection in objections[:_SHOWN]]
+        if len(objections) > _SHOWN:
+            shown.append(f"  … and {len(objections) - _SHOWN} more")
+        raise UnsupportedCheckpoint(
+            "\n".join(["Orbax cannot hold these leaves:", *shown]),
+            "Drop or cast them with a rule, or choose another output format.",
+        )
+    refuse_shared_names(
+        Entry(path, ".".join(path), "None" if leaf.spec.kind is LeafKind.EMPTY else "") for path, leaf in tree.items()
+    )
+
+
+def _objection(path: Path, leaf: Leaf) -> str | None:
+    """Why Orbax cannot hold this leaf, if so."""
+    spec = leaf.spec
+    match spec.kind:
+        case LeafKind.ARRAY | LeafKind.NUMPY_SCALAR | LeafKind.KEY:
+            if spec.kind is not LeafKind.KEY and not _is_storable(spec.dtype):
+                return "has a dtype that TensorStore cannot store"
+            return None if spec.size else "has no elements; Orbax refuses arrays of size zero"
+        case LeafKind.SCALAR if spec.dtype == "complex":
+            return "is a Python number; Orbax holds complex numbers in arrays only"
+        case LeafKind.SCALAR if spec.dtype == "int" and not -(2**63) <= leaf.fetch() < 2**64:
+            return "needs more than 64 bits"
+        case LeafKind.TEXT if spec.dtype != "str":
+            return "is no text"
+        case LeafKind.TEXT if re.search("~(?![01])", ".".join(path)):
+            return "has a tilde in its path, where Orbax keeps texts under JSON pointers"
+        case _:
+            return None
+
+
+def _is_storable(dtype: str) -> bool:
+    """TensorStore lacks uint4, uint2, float6 and some of float8; asking it is quicker than any table is outdated."""
+    import tensorstore as ts
+
+    try:
+        ts.dtype(numpy_dtype(dtype))
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _mixed_up_texts(paths: Sequence[Path]) -> list[str]:
+    """Texts live in one JSON object where a slash in a key nests, so ``a`` and ``a/b`` cannot both be texts."""
+    names = {tuple(".".join(path).split("/")): path for path in paths}
+    return [
+        f"{format_path(path)}: str cannot stand beside the text {format_path(names[name[:depth]])}"
+        for name, path in names.items()
+        for depth in range(1, len(name))
+        if name[:depth] in names
+    ]

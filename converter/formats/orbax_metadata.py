@@ -1,0 +1,212 @@
+"""The JSON files of an Orbax item: which leaves there are, and what is known of them beside their arrays.
+
+``_METADATA`` lists the leaves, ``array_metadatas/process_N`` tells typed PRNG keys from plain uint32 arrays,
+``_strings.json`` holds the text leaves, ``_CHECKPOINT_METADATA`` who saved when. Their fields are those of
+``orbax/checkpoint/_src/metadata/tree.py`` and ``array_metadata_store.py`` (0.12.8); older versions leave some out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import Any
+
+from converter.errors import UnreadableCheckpoint, UnsupportedCheckpoint
+from converter.tree import IndexKey, Key, Path, format_path
+
+METADATA_FILE = "_METADATA"
+LEGACY_FILE = "checkpoint"
+
+EMPTY_TYPES: Mapping[str, str] = {
+    "None": "none",
+    "Dict": "dict",
+    "List": "list",
+    "Tuple": "tuple",
+    "NamedTuple": "node",
+}
+"""Orbax's names of empty nodes, and ours. Before 0.11 an empty named tuple (optax.EmptyState) is saved as None."""
+
+_SEQUENCE_KEY, _DICT_KEY = 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One leaf as Orbax lists it.
+
+    Attributes:
+      path: where it stands in the tree.
+      name: what its data are called on disk: the keys joined by dots.
+      value_type: ``jax.Array``, ``np.ndarray``, ``scalar``, ``string`` or a key of ``EMPTY_TYPES``.
+      inline: the value stands in the msgpack file ``checkpoint`` (Orbax up to 0.5 with ``SaveArgs(aggregate=True)``).
+    """
+
+    path: Path
+    name: str
+    value_type: str
+    inline: bool = False
+
+    @property
+    def is_empty(self) -> bool:
+        return self.value_type in EMPTY_TYPES
+
+    @property
+    def is_text(self) -> bool:
+        return self.value_type == "string" and not self.inline
+
+    @property
+    def is_array(self) -> bool:
+        return not (self.is_empty or self.is_text or self.inline)
+
+
+@dataclass(frozen=True, slots=True)
+class ItemMetadata:
+    """What the files beside the arrays tell of one item.
+
+    Attributes:
+      entries: the leaves in the order of the file.
+      zarr3: arrays are zarr 3; zarr 2 if false.
+      all_stored: chunks of zeros are stored too, so an absent chunk is lost data (Orbax from 0.11).
+      custom: the user's own metadata.
+    """
+
+    entries: tuple[Entry, ...]
+    zarr3: bool = False
+    all_stored: bool = False
+    custom: Any = None
+
+
+def read_item_metadata(directory: FilePath) -> ItemMetadata:
+    """Reads ``_METADATA``.
+
+    Raises:
+      UnreadableCheckpoint: absent, no JSON, or not of the known form.
+      UnsupportedCheckpoint: two leaves share the name of their data.
+    """
+    file = directory / METADATA_FILE
+    content = read_json(file)
+    try:
+        entries = tuple(_entry(value) for value in content["tree_metadata"].values())
+        metadata = ItemMetadata(
+            entries,
+            zarr3=bool(content.get("use_zarr3")),
+            all_stored=bool(content.get("store_array_data_equal_to_fill_value")),
+            custom=content.get("custom_metadata"),
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UnreadableCheckpoint(f"{file} is damaged: it is not Orbax tree metadata ({error!r})") from None
+    refuse_shared_names(entries)
+    return metadata
+
+
+def _entry(value: Mapping[str, Any]) -> Entry:
+    path = tuple(_key(key) for key in value["key_metadata"])
+    value_type = value["value_metadata"]["value_type"]
+    inline = bool(value["value_metadata"]["skip_deserialize"]) and value_type not in EMPTY_TYPES
+    return Entry(path, ".".join(path), str(value_type), inline)
+
+
+def _key(key: Mapping[str, Any]) -> Key:
+    text, kind = str(key["key"]), key["key_type"]
+    if kind == _SEQUENCE_KEY:
+        return IndexKey(int(text))
+    if kind != _DICT_KEY:
+        raise ValueError(f"key type {kind!r}")
+    return text
+
+
+def refuse_shared_names(entries: Iterable[Entry]) -> None:
+    """Refuses ``{"a.b": x, "a": {"b": y}}``: both leaves are stored as ``a.b``, so the value of one is lost.
+
+    Raises:
+      UnsupportedCheckpoint: some leaves with data share a name.
+    """
+    stored = [entry for entry in entries if not entry.is_empty and not entry.inline]
+    counts = Counter(entry.name for entry in stored)
+    if len(counts) == len(stored):
+        return
+    shared = [f"  {format_path(entry.path)} is stored as {entry.name}" for entry in stored if counts[entry.name] > 1]
+    raise UnsupportedCheckpoint(
+        "\n".join(["Orbax joins keys by dots, and with keys that hold dots some leaves share one name:", *shared]),
+        "Rename these keys.",
+    )
+
+
+def read_key_implementations(directory: FilePath) -> dict[str, str]:
+    """The PRNG implementation of every typed key, by the name of its data (Orbax from 0.11.25).
+
+    Raises:
+      UnreadableCheckpoint: a damaged file.
+    """
+    implementations: dict[str, str] = {}
+    for file in sorted((directory / "array_metadatas").glob("process_*")):
+        try:
+            for entry in read_json(file)["array_metadatas"]:
+                array = entry["array_metadata"]
+                implementation = (array.get("ext_metadata") or {}).get("random_key_impl")
+                if implementation is not None:
+                    implementations[array["param_name"]] = str(implementation)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise UnreadableCheckpoint(f"{file} is damaged: it is not Orbax array metadata ({error!r})") from None
+    return implementations
+
+
+class Strings:
+    """The text leaves of one item; the file is read when the first of them is."""
+
+    def __init__(self, directory: FilePath) -> None:
+        self._file = directory / "_strings.json"
+        self._content: Any = None
+
+    def __getitem__(self, entry: Entry) -> str:
+        """Orbax reads ``/<name>`` as a JSON pointer, so a slash in a name nests and ``~1`` is a slash (RFC 6901).
+
+        Raises:
+          UnreadableCheckpoint: the file or this text is missing.
+        """
+        if self._content is None:
+            self._content = read_json(self._file)
+        value = self._content
+        for step in entry.name.split("/"):
+            step = step.replace("~1", "/").replace("~0", "~")
+            try:
+                value = value[int(step)] if isinstance(value, list) else value[step]
+            except (IndexError, KeyError, TypeError, ValueError):
+                raise UnreadableCheckpoint(f"{format_path(entry.path)}: its text is missing in {self._file}") from None
+        if not isinstance(value, str):
+            raise UnreadableCheckpoint(f"{format_path(entry.path)}: expected a text in {self._file}, found {value!r}")
+        return value
+
+
+def read_step_metadata(directory: FilePath) -> dict[str, Any]:
+    """``_CHECKPOINT_METADATA``. It gives facts for people only: a damaged one is no reason to refuse a checkpoint."""
+    try:
+        content = json.loads((directory / "_CHECKPOINT_METADATA").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def handler_of(saved: Mapping[str, Any], item: str) -> str:
+    """The class that saved an item (``PyTreeCheckpointHandler``), ``""`` where ``_CHECKPOINT_METADATA`` is silent."""
+    handlers = saved.get("item_handlers")
+    name = handlers.get(item) if isinstance(handlers, dict) else handlers
+    return name.rpartition(".")[2] if isinstance(name, str) else ""
+
+
+def read_json(file: FilePath) -> Any:
+    """Reads one JSON file.
+
+    Raises:
+      UnreadableCheckpoint: absent, or no JSON.
+    """
+    try:
+        return json.loads(file.read_bytes())
+    except FileNotFoundError:
+        raise UnreadableCheckpoint(f"{file} is missing: the checkpoint is incomplete") from None
+    except OSError as error:
+        raise UnreadableCheckpoint(f"{file} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UnreadableCheckpoint(f"{file} is damaged: no JSON ({error})") from None

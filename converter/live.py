@@ -1,0 +1,155 @@
+"""Live objects: Linen variables and NNX states in memory, in and out of the neutral training state.
+
+The arrays are handed through as they are; under ``jax.jit`` they may be tracers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from converter.dialects.dialect import Lifted
+from converter.errors import ModelError, UsageError
+from converter.models import (
+    Model,
+    RandomState,
+    array_leaves,
+    collection_of,
+    linen_leaves,
+    live_spec,
+    raw_value,
+    state_path,
+)
+from converter.planning.plan import Step
+from converter.training_state import Held, Part, Slot, TrainingState
+from converter.tree import Leaf, LeafKind, Path, format_path, nest
+
+if TYPE_CHECKING:
+    from flax import nnx
+
+BARE_PARAMS = "Put bare params into {'params': params}."
+
+
+def lift_nnx(state: nnx.State) -> Lifted:
+    """An ``nnx.State`` of a model as a training state; its Variables' own types give the collections.
+
+    Raises:
+      UsageError: the state belongs to an optimizer.
+    """
+    from flax import nnx
+
+    leaves = []
+    for keys, leaf in nnx.to_flat_state(state):
+        collection = collection_of(leaf)
+        path = state_path(keys)
+        if isinstance(leaf, nnx.optimizer.OptState):
+            raise UsageError(
+                f"{format_path(path)} belongs to an optimizer",
+                "Pass the model or its state; training states are converted between files (converter.convert).",
+            )
+        for inside, value in array_leaves(raw_value(leaf)):
+            leaves.append((Slot(Part.VARIABLES, collection, path + inside), _held(path + inside, value)))
+    return Lifted(TrainingState(leaves))
+
+
+def lift_linen(variables: Mapping[str, Any]) -> Lifted:
+    """A Linen variables dict (plain or FrozenDict, boxed or not) as a training state.
+
+    Raises:
+      UsageError: not a dict of collections.
+    """
+    # Typed wide: what reaches this place is the caller's, whatever its annotation says.
+    collections: Any = variables
+    if not isinstance(collections, Mapping) or not all(isinstance(c, Mapping) for c in collections.values()):
+        raise UsageError("expected a dict of collections such as {'params': {…}}", BARE_PARAMS)
+    leaves = [
+        (Slot(Part.VARIABLES, str(path[0]), path[1:]), _held(path, value)) for path, value, _ in linen_leaves(variables)
+    ]
+    return Lifted(TrainingState(leaves))
+
+
+def _held(path: Path, value: Any) -> Held:
+    return Held(path, Leaf(live_spec(value), lambda: value))
+
+
+def linen_variables(steps: Iterable[Step]) -> dict[str, Any]:
+    """The nested dict of collections that the steps of a plan (to Linen variables) make."""
+    values = ((tuple(str(key) for key in step.target), step.value()) for step in steps)
+    nested: dict[str, Any] = nest(values)
+    return nested
+
+
+def nnx_state(steps: Iterable[Step], model: Model) -> nnx.State:
+    """The state that the steps of a plan (to an NNX pure dict) make, in the Variables of the model.
+
+    The Variables keep the model's metadata (sharding names and the like): this is where it is re-attached.
+    """
+    from flax import nnx
+
+    variables = {state_path(keys): (keys, leaf) for keys, leaf in nnx.to_flat_state(nnx.state(model.module))}
+    filled = []
+    for step in steps:
+        keys, leaf = variables[step.target]
+        value = step.value()
+        filled.append((keys, leaf.replace(value) if isinstance(leaf, nnx.Variable) else value))
+    return nnx.from_flat_state(filled)
+
+
+def live_variables(held: TrainingState) -> dict[str, Any]:
+    """The variables of a lifted Linen checkpoint as a nested dict of jax.Arrays, ready for ``module.apply``."""
+    found = ((slot, entry) for slot, entry in held.items() if slot.part is Part.VARIABLES)
+    nested: dict[str, Any] = nest(((slot.collection, *map(str, slot.path)), live_value(e.leaf)) for slot, e in found)
+    return nested
+
+
+def restore_nnx(held: TrainingState, model: Model) -> nnx.Module:
+    """An NNX module with the variables of a checkpoint, ready to be called.
+
+    Random state and plain arrays that the checkpoint does not hold come from the model itself.
+
+    Raises:
+      ModelError: the checkpoint lacks a variable of the model.
+    """
+    from flax import nnx
+
+    stored = {slot.path: entry for slot, entry in held.items() if slot.part is Part.VARIABLES}
+    random_state = RandomState(model)
+    missing = [v for v in model.variables if v.path not in stored and v.collection and not v.is_random_state]
+    if missing:
+        raise ModelError(
+            "the checkpoint lacks variables of the NNX model: " + ", ".join(format_path(v.path) for v in missing[:8]),
+            "Give the model that the checkpoint belongs to.",
+        )
+    graph, state = nnx.split(model.module)
+    random_paths = {variable.path: variable for variable in model.variables if variable.is_random_state}
+    flat = []
+    for keys, leaf in nnx.to_flat_state(state):
+        path = state_path(keys)
+        if path in stored:
+            value = live_value(stored[path].leaf)
+        elif path in random_paths:
+            value = _typed(random_paths[path].spec, random_state.reader(random_paths[path])())
+        else:
+            raise ModelError(f"{format_path(path)} is a plain array of the NNX model that no checkpoint of Linen holds")
+        flat.append((keys, leaf.replace(value) if isinstance(leaf, nnx.Variable) else value))
+    return nnx.merge(graph, nnx.from_flat_state(flat))
+
+
+def live_value(leaf: Leaf) -> Any:
+    """A leaf as JAX wants it: a jax.Array, or a typed PRNG key."""
+    import jax.numpy as jnp
+
+    value = leaf.fetch()
+    if leaf.spec.kind is LeafKind.KEY:
+        return _typed(leaf.spec, value)
+    return jnp.asarray(value) if hasattr(value, "dtype") else value
+
+
+def _typed(spec: Any, value: Any) -> Any:
+    import jax
+    import jax.numpy as jnp
+
+    if spec.kind is LeafKind.KEY and value.dtype == jnp.uint32:
+        return jax.random.wrap_key_data(jnp.asarray(value), impl=spec.dtype)
+    return jnp.asarray(value)
+

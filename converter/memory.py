@@ -1,0 +1,134 @@
+"""Translating live objects: the same plan as for files, executed on arrays in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from converter.dialects.linen import LinenVariables
+from converter.dialects.nnx import NnxLayout
+from converter.errors import UsageError
+from converter.live import BARE_PARAMS, lift_linen, lift_nnx, linen_variables, nnx_state
+from converter.models import nnx_model
+from converter.options import read_inputs, read_linen_model
+from converter.planning.planner import plan_state
+from converter.planning.request import Request
+from converter.report import Report
+from converter.training_state import COLLECTIONS
+from converter.verification.outputs import compare_outputs
+
+if TYPE_CHECKING:
+    from flax import linen, nnx
+
+
+def nnx_to_linen(
+    module_or_state: nnx.Module | nnx.State,
+    *,
+    linen_module: linen.Module | None = None,
+    inputs: Sequence[Any] | None = None,
+    linen_kwargs: Mapping[str, Any] | None = None,
+    nnx_kwargs: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The Linen variables of an NNX module: ``{"params": {…}, "batch_stats": {…}, …}`` of plain nested dicts.
+
+    Collections come from the Variables' own types, items of lists are named as Linen names them where a module is given
+    (``layers_0``); random state is left out, as Linen takes it as an argument of ``apply``. The arrays are the very same
+    objects; under ``jax.jit`` they may be tracers.
+
+    Args:
+      module_or_state: a module, or its ``nnx.state`` (then names stay as they are).
+      linen_module: the Linen module that the variables are for; names, shapes and dtypes are then checked against it.
+      inputs: what the Linen module is called with, arrays or ShapeDtypeStructs; needed with ``linen_module``.
+      linen_kwargs: keyword arguments of the Linen module's call.
+      nnx_kwargs: unused by this direction; accepted so that both directions take the same arguments.
+
+    Raises:
+      ConversionRefused: a leaf has no counterpart, or another shape or dtype; all are listed.
+      UsageError: the state of an optimizer, or ``linen_module`` without ``inputs``.
+      ModelError: the Linen module cannot be initialised on these inputs.
+    """
+    from flax import nnx
+
+    is_module = isinstance(module_or_state, nnx.Module)
+    state = nnx.state(module_or_state) if is_module else module_or_state
+    request = Request(
+        to="linen",
+        nnx_model=nnx_model(module_or_state) if is_module else None,
+        linen_model=read_linen_model(linen_module, read_inputs(inputs), linen_kwargs or {}),
+        exact_dtypes=True,
+        target=LinenVariables(),
+    )
+    made = plan_state(NnxLayout(None), lift_nnx(state), request)
+    made.check()
+    return linen_variables(made.steps)
+
+
+def linen_to_nnx(
+    variables: Mapping[str, Any],
+    module: nnx.Module,
+    *,
+    linen_module: linen.Module | None = None,
+    inputs: Sequence[Any] | None = None,
+    linen_kwargs: Mapping[str, Any] | None = None,
+    nnx_kwargs: Mapping[str, Any] | None = None,
+) -> nnx.State:
+    """The state of an NNX module from Linen variables; ``nnx.update(module, state)`` puts it in.
+
+    The Variables carry the module's metadata (sharding names). Random state is not part of the result: the module keeps
+    its own. Every path, shape and dtype is checked, which ``nnx.update`` does not do.
+
+    Args:
+      variables: a dict of collections, plain or FrozenDict, boxed or not.
+      module: the NNX module, concrete or abstract (``nnx.eval_shape``).
+      linen_module: the Linen module the variables belong to; unused until names differ, checked if given.
+      inputs: what the Linen module is called with; needed with ``linen_module``.
+      linen_kwargs: keyword arguments of the Linen module's call.
+      nnx_kwargs: unused by this direction; accepted so that both directions take the same arguments.
+
+    Raises:
+      ConversionRefused: a leaf has no counterpart, or another shape or dtype; all are listed.
+      UsageError: not a dict of collections, or ``linen_module`` without ``inputs``.
+      ModelError: ``module`` is no NNX module.
+    """
+    model = nnx_model(module)
+    lifted = lift_linen(variables)
+    known = {variable.collection for variable in model.variables} | set(COLLECTIONS)
+    if variables and not known & set(variables):
+        raise UsageError(
+            f"expected collections such as params or batch_stats, found {', '.join(map(str, variables))}", BARE_PARAMS
+        )
+    request = Request(
+        to="nnx",
+        nnx_model=model,
+        linen_model=read_linen_model(linen_module, read_inputs(inputs), linen_kwargs or {}),
+        exact_dtypes=True,
+        fill_random_state=False,
+        target=NnxLayout(None),
+    )
+    made = plan_state(LinenVariables(), lifted, request)
+    made.check()
+    return nnx_state(made.steps, model)
+
+
+def verify_outputs(
+    linen_module: linen.Module,
+    variables: Mapping[str, Any],
+    nnx_module: nnx.Module,
+    inputs: Sequence[Any],
+    linen_kwargs: Mapping[str, Any] | None = None,
+    nnx_kwargs: Mapping[str, Any] | None = None,
+) -> Report:
+    """Runs both modules on the same inputs and compares what they return.
+
+    Args:
+      linen_module: called as ``linen_module.apply(variables, *inputs, **linen_kwargs)``.
+      variables: a dict of collections.
+      nnx_module: called as ``nnx_module(*inputs, **nnx_kwargs)``, in the mode it is in (``nnx_module.eval()`` first).
+      inputs: a tuple of arrays; ShapeDtypeStructs and texts such as ``float32[2,8]`` become random arrays.
+
+    Raises:
+      ModelError: one of the two calls fails.
+    """
+    arrays = read_inputs(tuple(inputs)) or ()
+    outputs = compare_outputs(linen_module, variables, nnx_module, arrays, linen_kwargs, nnx_kwargs)
+    return Report(type(linen_module).__name__, type(nnx_module).__name__, outputs=outputs)

@@ -1,0 +1,183 @@
+"""The options of a conversion, and evaluating what they name: models, optimizer, inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+from converter import user_code
+from converter.dialects.dialect import Dialect, Framework
+from converter.errors import UsageError
+from converter.models import Model, linen_model, nnx_model, nnx_model_from_factory
+from converter.planning.request import LinenStyle, NnxBundle, NnxStyle, Request
+from converter.tree import LeafKind, LeafSpec, PathGlob, parse_array_spec
+from converter.verification.outputs import random_inputs
+
+
+class Options(TypedDict, total=False):
+    """What shapes a conversion; every option is optional. The command line has one option for each.
+
+    Keys:
+      step, item: which step or item of the source.
+      linen_style: ``variables``, ``params`` or ``train-state``; by default a train state if there is training state.
+      nnx_style: ``state`` (leaves end in ``value``, the default) or ``pure``.
+      nnx_bundle: ``dict`` ({"model", "optimizer"}, the default), ``tuple`` (as ``nnx.split((model, optimizer))``), or
+        ``model-and-optimizer`` (as ``nnx.ModelAndOptimizer``).
+      params_only: leave everything but the parameters behind.
+      drop, keep: path patterns of leaves to leave behind, and of exceptions from that and from the defaults.
+      collections: collection by path pattern, for NNX variables whose type the checkpoint does not tell.
+      nnx_model, linen_model: a model definition: a factory without arguments (or taking ``rngs=``), an
+        ``pkg.module:factory`` or ``file.py:factory`` naming one, or a module.
+      optimizer: the optax transformation, a factory for it, or a name of a factory; completes the optimizer state on the
+        Linen side.
+      inputs: what the models are called with: arrays, ShapeDtypeStructs or texts such as ``float32[2,8]`` (random
+        values), or a factory or name of one. A Linen model needs them.
+      linen_kwargs, nnx_kwargs: keyword arguments of the two calls.
+    """
+
+    step: int | None
+    item: str | None
+    linen_style: LinenStyle | None
+    nnx_style: NnxStyle | None
+    nnx_bundle: NnxBundle | None
+    params_only: bool
+    drop: Sequence[str]
+    keep: Sequence[str]
+    collections: Mapping[str, str]
+    nnx_model: Any
+    linen_model: Any
+    optimizer: Any
+    inputs: Any
+    linen_kwargs: Mapping[str, Any] | None
+    nnx_kwargs: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A request with what is needed to run its models.
+
+    Attributes:
+      request: what shapes the plan.
+      inputs: what both models are called with; None where none were given.
+      linen_kwargs, nnx_kwargs: keyword arguments of the calls.
+    """
+
+    request: Request
+    inputs: tuple[Any, ...] | None
+    linen_kwargs: Mapping[str, Any]
+    nnx_kwargs: Mapping[str, Any]
+
+
+def make_job(to: Framework, options: Options, *, to_format: str, target: Dialect | None = None) -> Job:
+    """Evaluates everything that the options name.
+
+    Args:
+      to_format: the format of the destination; msgpack holds no typed PRNG keys, so no random state is filled in there.
+      target: the layout of an existing destination; by default it follows from the options.
+
+    Raises:
+      UsageError: options that cannot be read or lack another one.
+      ModelError: user code that fails.
+    """
+    inputs = read_inputs(options.get("inputs"))
+    linen_kwargs = dict(options.get("linen_kwargs") or {})
+    nnx_style = options.get("nnx_style") or ("pure" if to_format == "msgpack" else "state")
+    request = Request(
+        to=to,
+        linen_style=options.get("linen_style"),
+        nnx_style=nnx_style,
+        nnx_bundle=options.get("nnx_bundle") or "dict",
+        params_only=options.get("params_only", False),
+        drop=tuple(map(PathGlob, options.get("drop", ()))),
+        keep=tuple(map(PathGlob, options.get("keep", ()))),
+        collections=tuple((PathGlob(glob), name) for glob, name in options.get("collections", {}).items()),
+        nnx_model=read_nnx_model(options.get("nnx_model")),
+        linen_model=read_linen_model(options.get("linen_model"), inputs, linen_kwargs),
+        optimizer=_read_optimizer(options.get("optimizer")),
+        fill_random_state=to_format != "msgpack",
+        target=target,
+    )
+    return Job(request, inputs, linen_kwargs, dict(options.get("nnx_kwargs") or {}))
+
+
+def read_nnx_model(given: Any) -> Model | None:
+    """A model from an NNX module, a factory, or the name of a factory.
+
+    Raises:
+      ModelError: it fails, or is no NNX module.
+    """
+    if given is None:
+        return None
+    if isinstance(given, str):
+        given = user_code.load(given)
+    from flax import nnx
+
+    return nnx_model(given) if isinstance(given, nnx.Module) or not callable(given) else nnx_model_from_factory(given)
+
+
+def read_linen_model(given: Any, inputs: Sequence[Any] | None, kwargs: Mapping[str, Any]) -> Model | None:
+    """A model from a Linen module, a factory, or the name of a factory, initialised abstractly on ``inputs``.
+
+    Raises:
+      UsageError: there are no inputs.
+      ModelError: it fails, or is no Linen module.
+    """
+    if given is None:
+        return None
+    if isinstance(given, str):
+        given = user_code.load(given)
+    from flax import linen as nn
+
+    if not isinstance(given, nn.Module) and callable(given):
+        given = user_code.call(f"building the Linen model {getattr(given, '__name__', given)}", given)
+    if inputs is None:
+        raise UsageError(
+            "a Linen model has no variables until it is called: the inputs are missing",
+            "Describe them with --input 'float32[2,8]' (once for each argument), or give a factory with --inputs SPEC.",
+        )
+    # These two are arguments of apply; init has neither.
+    call_kwargs = {name: value for name, value in kwargs.items() if name not in ("mutable", "rngs")}
+    return linen_model(given, inputs, call_kwargs)
+
+
+def read_inputs(given: Any) -> tuple[Any, ...] | None:
+    """Inputs from arrays, specs, texts such as ``float32[2,8]``, or a factory or the name of one.
+
+    Raises:
+      UsageError: a text that cannot be read.
+      ModelError: a factory that fails.
+    """
+    if given is None:
+        return None
+    if isinstance(given, str) and ":" in given:
+        given = user_code.load(given)
+    if callable(given):
+        given = user_code.call(f"making the inputs {getattr(given, '__name__', given)}", given)
+    values = list(given) if isinstance(given, list | tuple) else [given]
+    specs = {position: spec for position, value in enumerate(values) if (spec := _as_spec(value)) is not None}
+    made = dict(zip(specs, random_inputs(list(specs.values())), strict=True))
+    return tuple(made.get(position, value) for position, value in enumerate(values))
+
+
+def _as_spec(value: Any) -> LeafSpec | None:
+    """The spec that stands for a random array; None for a value to be used as it is."""
+    if isinstance(value, str):
+        return parse_array_spec(value)
+    if isinstance(value, LeafSpec):
+        return value
+    import jax
+
+    if isinstance(value, jax.ShapeDtypeStruct):
+        return LeafSpec(LeafKind.ARRAY, value.dtype.name, value.shape)
+    return None
+
+
+def _read_optimizer(given: Any) -> Any:
+    if isinstance(given, str):
+        given = user_code.load(given)
+    if given is None or hasattr(given, "init"):
+        return given
+    if not callable(given):
+        raise UsageError(f"expected an optax.GradientTransformation or a factory, found {type(given).__name__}")
+    return user_code.call(f"building the optimizer {getattr(given, '__name__', given)}", given)

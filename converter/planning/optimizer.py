@@ -1,0 +1,68 @@
+"""Completing an optax state on the Linen side: its members without arrays, which NNX does not record.
+
+A ``TrainState`` is restored into a target of exactly its structure. ``optax.adamw`` is a tuple of three members of which
+only the first holds arrays; an ``nnx.Optimizer`` checkpoint shows that one alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from converter.dialects.opt_state import OPT_STATE, missing_positions
+from converter.models import optimizer_state_leaves
+from converter.planning.plan import Step
+from converter.planning.findings import Findings
+from converter.rules.operations import Fill
+from converter.training_state import PARAMS
+from converter.tree import LeafKind, LeafSpec, Path, empty_spec, format_path, nest, numpy_dtype
+
+EMPTY_MEMBER = Fill(empty_spec("node"), "a member of the optimizer state without arrays")
+
+
+def empty_members(steps: Iterable[Step], optimizer: Any, findings: Findings) -> list[Step]:
+    """The steps to add to those of a Linen train state, so that its optimizer state is complete.
+
+    With the optax transformation at hand the result is exact, and every leaf is checked against it. Without, the gaps
+    in front of known members are filled, and what may follow behind them is noted.
+    """
+    specs = {step.target: step.spec for step in steps}
+    found = {path[1:]: spec for path, spec in specs.items() if path[0] == OPT_STATE}
+    if optimizer is not None:
+        return _exact(found, {path[1:]: spec for path, spec in specs.items() if path[0] == PARAMS}, optimizer, findings)
+    if not found:
+        return []
+    findings.notes.append(
+        "members of the optimizer state without arrays (optax.EmptyState) behind the last one that has some are not "
+        "recorded by NNX; --optimizer SPEC adds them, so that the result restores into your TrainState"
+    )
+    return [_empty(path) for path in missing_positions(found)]
+
+
+def _exact(
+    found: dict[Path, LeafSpec], params: dict[Path, LeafSpec], optimizer: Any, findings: Findings
+) -> list[Step]:
+    import jax
+
+    structs = nest((path, jax.ShapeDtypeStruct(spec.shape, numpy_dtype(spec.dtype))) for path, spec in params.items())
+    expected = dict(optimizer_state_leaves(optimizer, structs))
+    added: list[Step] = []
+    for path, spec in expected.items():
+        where = format_path((OPT_STATE, *path))
+        if path not in found and spec.kind is LeafKind.EMPTY:
+            added.append(_empty(path))
+        elif path not in found:
+            findings.refuse(f"{where}: expected {spec} by the optimizer, found nothing in the checkpoint", _ADVICE)
+        elif spec.kind is not LeafKind.EMPTY and spec.shape != found[path].shape:
+            findings.refuse(f"{where}: expected {spec} by the optimizer, found {found[path]} in the checkpoint", _ADVICE)
+    for path, spec in found.items():
+        if path not in expected:
+            findings.refuse(f"{format_path((OPT_STATE, *path))}: {spec} in the checkpoint, not in the optimizer", _ADVICE)
+    return added
+
+
+_ADVICE = "Give the optimizer that the checkpoint was trained with to --optimizer."
+
+
+def _empty(path: Path) -> Step:
+    return Step((OPT_STATE, *path), EMPTY_MEMBER, ())

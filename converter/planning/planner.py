@@ -1,0 +1,174 @@
+"""Making the plan: from a tree, or from a training state, to the list of steps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from converter.dialects import readings
+from converter.dialects.dialect import FRAMEWORK_NAMES, Dialect, Framework, Lifted
+from converter.dialects.train_state import LinenTrainState
+from converter.rules.variable_types import assign_collections
+from converter.errors import UnsupportedCheckpoint, UsageError
+from converter.models import Model, RandomState
+from converter.planning.plan import Plan, Step
+from converter.planning.findings import Findings
+from converter.planning.layout import lay_out, target_layout
+from converter.planning.optimizer import empty_members
+from converter.planning.policy import apply_policy
+from converter.planning.request import Request
+from converter.rules.match import Matching, Name, match_to_linen, match_to_nnx
+from converter.rules.operations import Fill
+from converter.training_state import PARAMS, Part, Slot, TrainingState
+from converter.tree import LeafKind, LeafSpec, Path, Tree, format_path
+
+
+def make_plan(tree: Tree, request: Request) -> Plan:
+    """Plans the conversion of a tree; problems are collected in the plan, see ``Plan.check``.
+
+    Raises:
+      UsageError: the tree belongs to the framework that is asked for.
+      UnsupportedCheckpoint: there is nothing to convert.
+    """
+    source = choose_reading(tree, request.to)
+    if isinstance(source, LinenTrainState):
+        source = replace(source, collections=_custom_collections(tree, request))
+    return plan_state(source, source.lift(tree), request)
+
+
+def choose_reading(tree: Tree, to: Framework) -> Dialect:
+    """The most plausible dialect of the framework that is not ``to``.
+
+    Raises:
+      UsageError: the tree can only be read as the framework asked for.
+      UnsupportedCheckpoint: the tree holds no array.
+    """
+    possible = readings(tree)
+    if not possible:
+        raise UnsupportedCheckpoint("the checkpoint holds no arrays", "There is nothing to convert.")
+    found = next((dialect for dialect in possible if dialect.framework != to), None)
+    if found is None:
+        other: Framework = "nnx" if to == "linen" else "linen"
+        raise UsageError(
+            f"the checkpoint is already {FRAMEWORK_NAMES[to]}: it reads as {possible[0].title}",
+            f"Use {to}-to-{other} for the other direction, or inspect to see what it holds.",
+        )
+    return found
+
+
+def plan_state(source: Dialect, lifted: Lifted, request: Request) -> Plan:
+    """Plans the conversion of a training state that was read in the dialect ``source``."""
+    findings = Findings(ignored=list(lifted.ignored))
+    state = lifted.state
+    for slot, first, second in state.collisions:
+        findings.refuse(f"{format_path(first)} and {format_path(second)} both mean {slot}")
+    if source.framework == "nnx":
+        state = assign_collections(state, request.collections, request.nnx_model, request.linen_model)
+    state, dropped = apply_policy(state, request, findings)
+    _require_collections(state, request.nnx_model, findings)
+    matching = _match(state, dropped, request)
+    for problem in matching.problems:
+        findings.refuse(problem, _NAMES_ADVICE)
+    for problem in matching.dtypes if request.exact_dtypes else ():
+        findings.refuse(problem, "Cast the array, or give the model the dtype of the checkpoint (param_dtype).")
+    findings.notes += matching.notes + ([] if request.exact_dtypes else matching.dtypes)
+    state = _renamed(state, matching)
+    target = request.target or target_layout(state, request)
+    steps = lay_out(state, target, findings)
+    steps += _random_state(matching, target, request, findings)
+    if isinstance(target, LinenTrainState) and source.framework == "nnx":
+        steps += empty_members(steps, request.optimizer, findings)
+    return Plan(
+        source=source,
+        target=target,
+        steps=tuple(steps),
+        drops=tuple(findings.drops),
+        ignored=tuple(findings.ignored),
+        notes=tuple(findings.notes),
+        problems=tuple(findings.problems),
+        advice=" ".join(findings.advice),
+    )
+
+
+_NAMES_ADVICE = (
+    "This version gives each leaf the same name on both sides, apart from layers_0 and layers/0 and LSTM's if and if_; "
+    "layers whose names or shapes differ otherwise (fused LSTM and GRU gates, renamed modules) it cannot convert yet."
+)
+
+
+def _custom_collections(tree: Tree, request: Request) -> frozenset[str]:
+    """Fields of a train state that the user or a model says are collections of the model."""
+    names = {name for _, name in request.collections}
+    for model in (request.nnx_model, request.linen_model):
+        names |= {variable.collection for variable in model.variables} if model else set()
+    return frozenset(names & set(tree.children()))
+
+
+def _require_collections(state: TrainingState, nnx_model: Model | None, findings: Findings) -> None:
+    plain_arrays = {v.path for v in nnx_model.variables if not v.collection} if nnx_model else set()
+    for slot, held in state.items():
+        if slot.part is not Part.VARIABLES or slot.collection:
+            continue
+        where = f"{format_path(held.source)}: {held.leaf.spec}"
+        if slot.path in plain_arrays:
+            findings.refuse(
+                f"{where} is a plain array in the NNX model, not a Variable: Linen has no collection for it",
+                f"Leave it behind with --drop '{format_path(held.source)}'.",
+            )
+        else:
+            findings.refuse(
+                f"{where}: nothing tells whether it is a parameter or belongs to another collection",
+                "Give the model with --nnx-model, or name the collection: --collection 'PATTERN=params'.",
+            )
+
+
+def _match(state: TrainingState, dropped: frozenset[Name], request: Request) -> Matching:
+    variables = {_name(slot): held.leaf.spec for slot, held in state.items() if slot.part is Part.VARIABLES}
+    # An optimizer saved alone has no variables; its mirrors know their names.
+    sources = variables or {_name(slot): held.leaf.spec for slot, held in state.items() if slot.is_mirror}
+    nnx_model, linen_model = (_restricted(m, request, bool(variables)) for m in (request.nnx_model, request.linen_model))
+    if request.to == "nnx":
+        return match_to_nnx(sources, dropped, nnx_model)
+    return match_to_linen({n: s for n, s in sources.items() if n[0]}, dropped, nnx_model, linen_model)
+
+
+def _restricted(model: Model | None, request: Request, has_variables: bool) -> Model | None:
+    """The part of a model that the checkpoint can be expected to hold."""
+    if model is None or not has_variables:
+        return None
+    if not request.params_only:
+        return model
+    return replace(model, variables=tuple(v for v in model.variables if v.collection == PARAMS))
+
+
+def _name(slot: Slot) -> Name:
+    return slot.collection, slot.path
+
+
+def _renamed(state: TrainingState, matching: Matching) -> TrainingState:
+    """The state under the target's names; leaves whose variable has none are left out (they are problems already)."""
+    renamed = []
+    for slot, held in state.items():
+        if not slot.path:
+            renamed.append((slot, held))
+        elif _name(slot) in matching.names:
+            renamed.append((slot.renamed(*matching.names[_name(slot)]), held))
+    return TrainingState(renamed)
+
+
+def _random_state(matching: Matching, target: Dialect, request: Request, findings: Findings) -> list[Step]:
+    """Steps that fill random state from the NNX model, where the source has none."""
+    absent = [variable for variable in matching.unfilled if variable.is_random_state]
+    model = request.nnx_model
+    if not absent or model is None or not request.fill_random_state:
+        if absent:
+            findings.notes.append("random state is not written: the NNX model keeps its own")
+        return []
+    values = RandomState(model)
+    steps = []
+    for variable in absent:
+        path = target.lower(Slot(Part.VARIABLES, variable.collection, variable.path))
+        if path is not None:
+            fill = Fill(variable.spec, "the model's own initial random state", values.reader(variable))
+            steps.append(Step(path, fill, ()))
+    return steps

@@ -1,0 +1,71 @@
+"""What is left behind: by the user's patterns, by --params-only, and by default. Never without being listed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from converter.planning.plan import Drop
+from converter.planning.findings import Findings
+from converter.planning.request import Request
+from converter.rules.match import Name
+from converter.training_state import PARAMS, RNG_COLLECTIONS, Held, Part, Slot, TrainingState
+from converter.tree import LeafKind, PathGlob, format_path
+
+TRANSIENT = ("intermediates", "perturbations")
+"""Collections that a call makes anew: neither framework needs them in a checkpoint."""
+
+
+def apply_policy(state: TrainingState, request: Request, findings: Findings) -> tuple[TrainingState, frozenset[Name]]:
+    """Separates what is converted from what is dropped; a dropped variable takes its optimizer mirrors along.
+
+    Returns:
+      the leaves to convert, and the names of the variables that are not.
+    """
+    used: set[PathGlob] = set()
+    reasons = {slot: _reason(slot, held, request, used) for slot, held in state.items()}
+    dropped = frozenset(_name(slot) for slot, reason in reasons.items() if reason and slot.part is Part.VARIABLES)
+    for slot in state:
+        if reasons[slot] is None and slot.is_mirror and _name(slot) in dropped and not _matches(request.keep, slot, state[slot], used):
+            reasons[slot] = f"mirrors {format_path((slot.collection, *slot.path))}, which is dropped"
+    for slot, held in state.items():
+        reason = reasons[slot]
+        if reason and held.leaf.spec.kind is not LeafKind.EMPTY:
+            findings.drops.append(Drop(held.source, held.leaf.spec, reason))
+    for option, globs in (("--drop", request.drop), ("--keep", request.keep)):
+        for glob in globs:
+            if glob not in used:
+                findings.refuse(
+                    f"{option} {glob.text!r} matches no leaf",
+                    "Patterns are matched against paths as inspect prints them; ** stands for any number of keys.",
+                )
+    return TrainingState([(slot, held) for slot, held in state.items() if not reasons[slot]]), dropped
+
+
+def _name(slot: Slot) -> Name:
+    return slot.collection, slot.path
+
+
+def _reason(slot: Slot, held: Held, request: Request, used: set[PathGlob]) -> str | None:
+    """Why a leaf is dropped; None if it is not."""
+    # All patterns are tried, so that one that is covered by another does not count as unused.
+    dropping = _matches(request.drop, slot, held, used)
+    if _matches(request.keep, slot, held, used):
+        return None
+    if dropping:
+        return f"--drop {dropping[0].text!r}"
+    if request.params_only and not (slot.part is Part.VARIABLES and slot.collection == PARAMS):
+        return "--params-only"
+    if slot.part is Part.VARIABLES and slot.collection in RNG_COLLECTIONS and request.to == "linen":
+        return "NNX random state: Linen takes it as an argument of apply (--keep carries it along)"
+    if slot.part is Part.VARIABLES and slot.collection in TRANSIENT:
+        return "made anew by every call (--keep carries it along)"
+    return None
+
+
+def _matches(globs: Collection[PathGlob], slot: Slot, held: Held, used: set[PathGlob]) -> list[PathGlob]:
+    neutral = (slot.collection, *slot.path) if slot.part is Part.VARIABLES else (
+        ("opt_state", *slot.prefix, *slot.path) if slot.part is Part.OPT_STATE else (*slot.prefix, *slot.path) or ("step",)
+    )
+    found = [glob for glob in globs if glob.matches(held.source) or glob.matches(neutral)]
+    used.update(found)
+    return found

@@ -1,0 +1,1 @@
+"""What differs between the frameworks: names and operations on arrays."""

@@ -1,0 +1,93 @@
+"""Which collection each NNX variable belongs to.
+
+An NNX checkpoint does not record the types of its Variables. They come, in this order, from the user
+(``--collection``), from a model definition, from the optimizer (it mirrors parameters only), or from names that Flax's
+own layers use for one thing alone. What none of them tells stays undecided, and the plan refuses it by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from converter.dialects.rng import random_state_paths
+from converter.models import Model
+from converter.rules.names import joined_numbers
+from converter.training_state import PARAMS, Held, Part, Slot, TrainingState
+from converter.tree import Leaf, Path, PathGlob
+
+PARAM_NAMES = frozenset({"kernel", "bias", "scale", "embedding", "negative_slope"})
+"""What the layers of flax.nnx call their parameters (linear.py, normalization.py, attention.py, activations.py)."""
+
+CACHE_NAMES = frozenset({"cached_key", "cached_value", "cache_index"})
+"""The decode cache of nnx.MultiHeadAttention."""
+
+STATISTICS = frozenset({"mean", "var"})
+"""The running statistics of nnx.BatchNorm; only both together count as such."""
+
+Decide = Callable[[Path], str | None]
+
+
+def assign_collections(
+    state: TrainingState,
+    told: Sequence[tuple[PathGlob, str]],
+    nnx_model: Model | None = None,
+    linen_model: Model | None = None,
+) -> TrainingState:
+    """The same state with the collection of every variable, and of everything that mirrors one, filled in.
+
+    Variables that cannot be decided keep the collection "".
+    """
+    variables = {slot.path: held.leaf for slot, held in state.items() if slot.part is Part.VARIABLES}
+    mirrored = frozenset(slot.path for slot in state if slot.part is Part.OPT_STATE and slot.is_mirror)
+    sources = {slot.path: held.source for slot, held in state.items() if slot.part is Part.VARIABLES}
+    authorities: list[Decide] = [
+        lambda path: next((name for glob, name in told if glob.matches(path) or glob.matches(sources[path])), None),
+        _from_nnx_model(nnx_model),
+        random_state_paths(variables).get,
+        _from_linen_model(linen_model),
+        lambda path: PARAMS if path in mirrored else None,
+        _from_names(variables),
+    ]
+    decided: dict[Path, str] = {}
+    for path in variables:
+        decided[path] = next((found for found in (decide(path) for decide in authorities) if found), "")
+
+    def placed(slot: Slot, held: Held) -> tuple[Slot, Held]:
+        collection = decided.get(slot.path, PARAMS) if slot.path else ""
+        return slot.renamed(collection, slot.path), held
+
+    return TrainingState([placed(slot, held) for slot, held in state.items()])
+
+
+def _from_nnx_model(model: Model | None) -> Decide:
+    known = {variable.path: variable.collection for variable in model.variables} if model else {}
+    return known.get
+
+
+def _from_linen_model(model: Model | None) -> Decide:
+    known: dict[Path, set[str]] = {}
+    for variable in model.variables if model else ():
+        known.setdefault(variable.path, set()).add(variable.collection)
+
+    def decide(path: Path) -> str | None:
+        for candidate in (path, joined_numbers(path)):
+            collections = known.get(candidate, set())
+            if len(collections) == 1:
+                return next(iter(collections))
+        return None
+
+    return decide
+
+
+def _from_names(variables: Mapping[Path, Leaf]) -> Decide:
+    def decide(path: Path) -> str | None:
+        name = path[-1] if path else ""
+        if name in PARAM_NAMES:
+            return PARAMS
+        if name in CACHE_NAMES:
+            return "cache"
+        if name in STATISTICS and all((*path[:-1], other) in variables for other in STATISTICS):
+            return "batch_stats"
+        return None
+
+    return decide

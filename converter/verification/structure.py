@@ -1,0 +1,76 @@
+"""Has the destination every leaf that the plan promises, of the promised dtype and shape, and no other?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from converter.dialects.rng import random_state_paths
+from converter.planning.plan import Step
+from converter.tree import LeafKind, LeafSpec, Tree, format_path
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One leaf that is not as it should be: where, what was expected, what was found."""
+
+    path: str
+    expected: str
+    found: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: expected {self.expected}, found {self.found}"
+
+
+@dataclass(frozen=True, slots=True)
+class StructureResult:
+    """The outcome of comparing all paths, shapes and dtypes."""
+
+    leaves: int
+    differences: tuple[Difference, ...]
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def ok(self) -> bool:
+        return not self.differences
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "ok": self.ok,
+            "leaves": self.leaves,
+            "differences": [{"path": d.path, "expected": d.expected, "found": d.found} for d in self.differences],
+            "notes": list(self.notes),
+        }
+
+
+def compare_structure(steps: Iterable[Step], destination: Tree) -> StructureResult:
+    """Compares the target specs of a plan with a tree that was read anew."""
+    expected = {step.target: step.spec for step in steps}
+    differences: list[Difference] = []
+    for path, spec in expected.items():
+        found = destination.get(path)
+        # A format may leave out a container that holds nothing (msgpack has no place for a masked parameter's moments).
+        if found is None and spec.kind is not LeafKind.EMPTY:
+            differences.append(Difference(format_path(path), str(spec), "nothing"))
+        elif found is not None and not same_spec(spec, found.spec):
+            differences.append(Difference(format_path(path), str(spec), str(found.spec)))
+    random_state = random_state_paths(destination)
+    notes = []
+    for path, leaf in destination.items():
+        if path in expected or leaf.spec.kind is LeafKind.EMPTY:
+            continue
+        if path in random_state:
+            notes.append(f"{format_path(path)} is NNX random state, which the other side does not have")
+        else:
+            differences.append(Difference(format_path(path), "nothing", str(leaf.spec)))
+    return StructureResult(len(expected), tuple(differences), tuple(notes))
+
+
+def same_spec(expected: LeafSpec, found: LeafSpec) -> bool:
+    """Whether two leaves are equal apart from how their formats box scalars and empty containers."""
+    if LeafKind.EMPTY in (expected.kind, found.kind):
+        return expected.kind is found.kind
+    scalars = {LeafKind.ARRAY, LeafKind.NUMPY_SCALAR}
+    same_kind = expected.kind is found.kind or {expected.kind, found.kind} == scalars
+    return same_kind and (expected.dtype, expected.shape) == (found.dtype, found.shape)
