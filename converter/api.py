@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from typing import Unpack
 
-from converter.dialects import readings
+from converter.dialects import readings, unreadable
 from converter.dialects.dialect import Dialect, Framework
 from converter.errors import UnsupportedCheckpoint, UsageError, VerificationFailed
 from converter.formats import FORMATS, destination_format, open_checkpoint
@@ -89,7 +89,12 @@ def prepare(src: str | os.PathLike[str], to: Framework, *, to_format: str, **opt
     format = FORMATS[to_format]
     source = open_checkpoint(FilePath(src), step=options.get("step"), item=options.get("item"))
     job = make_job(to, options, to_format=to_format)
-    return Conversion(source, format, job, make_plan(source.tree, job.request))
+    made = make_plan(source.tree, job.request)
+    others = [name for name in source.items if name != source.item]
+    if others:
+        note = f"only the item {source.item} is converted, not {', '.join(others)} (--item chooses)"
+        made = replace(made, notes=(*made.notes, note))
+    return Conversion(source, format, job, made)
 
 
 def plan(src: str | os.PathLike[str], to: Framework, *, to_format: str = "orbax", **options: Unpack[Options]) -> Plan:
@@ -164,8 +169,8 @@ def verify(
 def _opposite(source: Checkpoint, destination: Checkpoint) -> Dialect:
     """The most plausible reading of the destination as the framework that the source can be converted to."""
     for checkpoint in (source, destination):
-        if not readings(checkpoint.tree):
-            raise UnsupportedCheckpoint(f"{checkpoint.path} holds no arrays", "There is nothing to verify.")
+        if unreadable(checkpoint.tree):
+            raise UnsupportedCheckpoint(f"{checkpoint.path} cannot be verified: {unreadable(checkpoint.tree)}")
     convertible = {"linen" if dialect.framework == "nnx" else "nnx" for dialect in readings(source.tree)}
     for target in readings(destination.tree):
         if target.framework in convertible:

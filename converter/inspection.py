@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from converter.dialects import readings
+from converter.dialects import readings, unreadable
 from converter.dialects.dialect import FRAMEWORK_NAMES, Dialect
 from converter.rules.variable_types import assign_collections
 from converter.dialects.nnx import NnxLayout
@@ -70,7 +70,7 @@ class Inspection:
 
     def _dialect(self) -> str:
         if not self.dialects:
-            return "none: there are no arrays"
+            return f"none: {unreadable(self.checkpoint.tree)}"
         first, *others = (dialect.title for dialect in self.dialects)
         # Whether leaves end in `value` tells the frameworks apart; a bare dict of kernels leaves it open.
         wrapped = any(isinstance(dialect, NnxLayout) and dialect.suffix for dialect in self.dialects)

@@ -198,20 +198,19 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     Raises:
       UnsupportedCheckpoint: no such dtype.
     """
-    try:
-        return np.dtype(name)
-    except TypeError:
-        pass
-    import ml_dtypes
+    import ml_dtypes  # registers its types with NumPy
 
     try:
-        dtype: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
+        dtype = np.dtype(name)
+    except (TypeError, ValueError, SyntaxError):
+        dtype = None
+    # NumPy understands more than the names of number types ("f4,f4", ">f4", "object", "void").
+    if dtype is not None and dtype.name == name and dtype.kind in "biufcV" and dtype.itemsize and not dtype.names:
         return dtype
-    except (AttributeError, TypeError):
-        raise UnsupportedCheckpoint(
-            f"the dtype {name!r} is unknown to NumPy {np.__version__} and ml_dtypes {ml_dtypes.__version__}",
-            "Install the version of ml_dtypes that the checkpoint was written with.",
-        ) from None
+    raise UnsupportedCheckpoint(
+        f"the dtype {name!r} is unknown to NumPy {np.__version__} and ml_dtypes {ml_dtypes.__version__}",
+        "Install the version of ml_dtypes that the checkpoint was written with.",
+    )
 
 
 _SPEC_TEXT = re.compile(r"\s*(?P<dtype>[A-Za-z_]\w*)\s*\[\s*(?P<shape>(?:\d+\s*(?:,\s*\d+\s*)*)?),?\s*\]\s*")

@@ -23,23 +23,56 @@ _AUTO_NAME = re.compile(r"[A-Z]\w*_\d+")
 
 
 def readings(tree: Tree) -> tuple[Dialect, ...]:
-    """Every dialect that can be read from the tree, most plausible first; none for a tree without arrays."""
-    leaves = [path for path, leaf in tree.items() if leaf.spec.kind is not LeafKind.EMPTY]
-    if not leaves:
+    """Every dialect that can be read from the tree, most plausible first; none where ``unreadable`` has a reason."""
+    if unreadable(tree):
         return ()
-    linen = _linen(tree, leaves)
+    leaves = _full_leaves(tree)
     suffix = next((key for key in (VALUE, "raw_value") if _all_wrapped(leaves, key)), None)
-    if suffix is not None:
-        nnx = _nnx_layout(tree, suffix)
-        # A Linen tree all of whose leaves are boxed ends in `value` everywhere as well.
-        linen_first = PARAMS in tree.children() or any(isinstance(key, IndexKey) for path in leaves for key in path[:3])
-        return (linen, nnx) if linen_first and nnx.optimizer is None else (nnx, linen)
-    if not isinstance(linen, LinenParams) and not _is_optimizer(tree, ()):
+    return _wrapped(tree, leaves, suffix) if suffix is not None else _bare(tree, leaves)
+
+
+def unreadable(tree: Tree) -> str:
+    """Why no dialect fits the tree; empty if one may."""
+    leaves = _full_leaves(tree)
+    if not leaves:
+        return "it holds no arrays"
+    if () in leaves:
+        return f"it is a single leaf, {tree[()].spec}, not a tree of variables"
+    if all(isinstance(key, IndexKey) for key in tree.children()):
+        return "it is a sequence, as an optax state saved alone is, without the parameters it belongs to"
+    return ""
+
+
+def _full_leaves(tree: Tree) -> list[Path]:
+    return [path for path, leaf in tree.items() if leaf.spec.kind is not LeafKind.EMPTY]
+
+
+def _wrapped(tree: Tree, leaves: list[Path], suffix: str) -> tuple[Dialect, ...]:
+    """Readings of a tree all of whose leaves end in ``value``: NNX, or Linen with a box around every parameter."""
+    linen, nnx = _linen(tree, leaves), _nnx_layout(tree, suffix)
+    fields = tree.children()
+    if isinstance(linen, LinenTrainState) and (PARAMS in fields or _has_positions(tree)):
         return (linen,)
-    nnx = _nnx_layout(tree, None)
-    if nnx.optimizer is not None and nnx.optimizer != ():
+    if PARAMS in fields:
+        return (linen, nnx)
+    return (nnx,)
+
+
+def _bare(tree: Tree, leaves: list[Path]) -> tuple[Dialect, ...]:
+    """Readings of a tree without such wrappers: Linen, or an NNX pure dict."""
+    linen, nnx = _linen(tree, leaves), _nnx_layout(tree, None)
+    if isinstance(linen, LinenTrainState):
+        return (nnx, linen) if _is_optimizer(tree, ()) and not _has_positions(tree) else (linen,)
+    if isinstance(linen, LinenVariables):
+        return (linen,)
+    if nnx.optimizer is not None:
         return (nnx,)
     return (nnx, linen) if _looks_like_nnx(tree) else (linen, nnx)
+
+
+def _has_positions(tree: Tree) -> bool:
+    """Whether the optax state was saved as the tuple it is in a Linen train state; NNX saves it as a dict."""
+    return any(isinstance(key, IndexKey) for key in tree.children(OPT_STATE))
 
 
 def _all_wrapped(leaves: list[Path], key: str) -> bool:

@@ -42,8 +42,17 @@ def open_checkpoint(path: FilePath, *, step: int | None = None, item: str | None
         if format.sniff(path):
             return format.open(path, step=step, item=item)
     raise UnreadableCheckpoint(
-        f"{path} is no checkpoint: expected {_EXPECTED}, found {_found(path)}", "Name the checkpoint itself."
+        f"{path} is no checkpoint: expected {_EXPECTED}, found {_found(path)}", _advice(path)
     )
+
+
+def _advice(path: FilePath) -> str:
+    inside = [entry for entry in sorted(path.iterdir()) if _is_checkpoint(entry)] if path.is_dir() else []
+    return f"Name the checkpoint itself: {inside[0]}" if inside else "Name a checkpoint."
+
+
+def _is_checkpoint(path: FilePath) -> bool:
+    return os.access(path, os.R_OK) and any(format.sniff(path) for format in FORMATS.values())
 
 
 _EXPECTED = "an Orbax directory (with _METADATA, or with steps or items) or a msgpack file of flax.serialization"

@@ -188,8 +188,10 @@ def _parse_array(entry: Entry, text: bytes) -> LeafSpec:
         ) from None
     if not isinstance(dtype, str) or re.fullmatch(r"[<>|][OSUVMm]\d*", dtype):
         raise UnsupportedCheckpoint(f"{format_path(entry.path)}: an array of dtype {dtype!r} cannot be a leaf")
+    # zarr 2 writes NumPy's type strings ("<f4") where they exist, names ("bfloat16") elsewhere; zarr 3 writes names.
+    name = np.dtype(dtype).name if re.fullmatch(r"[<>|][biufc]\d+", dtype) else dtype
     try:
-        return array_spec(numpy_dtype(dtype).name, shape)
+        return array_spec(numpy_dtype(name).name, shape)
     except UnsupportedCheckpoint as error:
         raise UnsupportedCheckpoint(f"{format_path(entry.path)}: {error.message}", error.advice) from None
 

@@ -174,7 +174,9 @@ def _saves_of(destination: FilePath) -> set[FilePath]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps what Orbax, TensorStore and their threads say away from stderr: a failure is raised here as well."""
-    logger = logging.getLogger("absl")
+    from absl import logging as absl_logging  # not by name: absl must be the first to make its logger
+
+    logger = absl_logging.get_absl_logger()
     before = logger.level, threading.excepthook, sys.unraisablehook
     logger.setLevel(logging.CRITICAL + 1)
     threading.excepthook = lambda _: None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from converter.dialects import readings
+from converter.dialects import readings, unreadable
 from converter.dialects.dialect import FRAMEWORK_NAMES, Dialect, Framework, Lifted
 from converter.dialects.train_state import LinenTrainState
 from converter.rules.variable_types import assign_collections
@@ -33,7 +33,12 @@ def make_plan(tree: Tree, request: Request) -> Plan:
     source = choose_reading(tree, request.to)
     if isinstance(source, LinenTrainState):
         source = replace(source, collections=_custom_collections(tree, request))
-    return plan_state(source, source.lift(tree), request)
+    made = plan_state(source, source.lift(tree), request)
+    boxed = getattr(source, "boxed", ())
+    if boxed:
+        note = f"the boxes of {len(boxed)} partitioned parameters are taken off: a checkpoint does not hold their metadata"
+        made = replace(made, notes=(*made.notes, note))
+    return made
 
 
 def choose_reading(tree: Tree, to: Framework) -> Dialect:
@@ -45,7 +50,9 @@ def choose_reading(tree: Tree, to: Framework) -> Dialect:
     """
     possible = readings(tree)
     if not possible:
-        raise UnsupportedCheckpoint("the checkpoint holds no arrays", "There is nothing to convert.")
+        raise UnsupportedCheckpoint(
+            f"the checkpoint cannot be converted: {unreadable(tree)}", "inspect shows what it holds."
+        )
     found = next((dialect for dialect in possible if dialect.framework != to), None)
     if found is None:
         other: Framework = "nnx" if to == "linen" else "linen"
