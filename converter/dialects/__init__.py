@@ -12,7 +12,7 @@ import re
 from converter.dialects.dialect import Dialect
 from converter.dialects.linen import LinenParams, LinenVariables, boxed_paths
 from converter.dialects.nnx import MODULE_MARK, VALUE, NnxLayout
-from converter.dialects.opt_state import OPT_STATE, STEP
+from converter.dialects.opt_state import MIRROR_FIELDS, OPT_STATE, STEP
 from converter.dialects.rng import random_state_paths
 from converter.dialects.train_state import LinenTrainState
 from converter.training_state import COLLECTIONS, PARAMS
@@ -38,7 +38,9 @@ def unreadable(tree: Tree) -> str:
         return "it holds no arrays"
     if () in leaves:
         return f"it is a single leaf, {tree[()].spec}, not a tree of variables"
-    if all(isinstance(key, IndexKey) for key in tree.children()):
+    members = tree.children()
+    optax_fields = {field for key in members for field in tree.children(key)} & MIRROR_FIELDS
+    if all(key.isdigit() for key in members) and (optax_fields or all(isinstance(key, IndexKey) for key in members)):
         return "it is a sequence, as an optax state saved alone is, without the parameters it belongs to"
     return ""
 
