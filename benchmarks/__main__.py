@@ -37,7 +37,8 @@ def main() -> None:
     for mib in sizes:
         with tempfile.TemporaryDirectory(prefix="flax-convert-bench-") as name:
             results = _measure(Path(name), mib, rounds)
-        figures.append({"mib": mib, "runs": {r.name: {"seconds": r.seconds, "mib": r.peak_mib} for r in results.values()}})
+        runs = {result.name: {"seconds": result.seconds, "mib": result.peak_mib} for result in results.values()}
+        figures.append({"mib": mib, "runs": runs})
         _print(mib, results)
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=1))
@@ -45,7 +46,8 @@ def main() -> None:
 
 def _measure(place: Path, mib: int, rounds: int) -> dict[str, Measured]:
     source, destination = place / "source", place / "destination"
-    subprocess.run([sys.executable, "-c", MAKE_SOURCE, str(source), str(mib), str(LAYERS)], check=True, capture_output=True)
+    make = [sys.executable, "-c", MAKE_SOURCE, str(source), str(mib), str(LAYERS)]
+    subprocess.run(make, check=True, capture_output=True)
     convert = [sys.executable, "-m", "converter", "linen-to-nnx", "-q", str(source), str(destination)]
     commands = {
         "flax-convert, verified": convert,

@@ -92,7 +92,7 @@ Input = Annotated[
     typer.Option("--input", metavar="SPEC", help="One argument of the models' call, as in 'float32[2,8]'. Repeatable."),
 ]
 Inputs = Annotated[
-    str | None, typer.Option("--inputs", metavar="SPEC", help="A factory of the tuple of arguments of the models' call.")
+    str | None, typer.Option("--inputs", metavar="SPEC", help="A factory of the tuple of the models' arguments.")
 ]
 LinenKwargs = Annotated[
     str, typer.Option(metavar="KWARGS", help="Keyword arguments of the Linen call, as in 'train=False'.")
@@ -117,8 +117,6 @@ NnxBundleOption = Annotated[NnxBundle, typer.Option(help="How a model and its op
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan; read no array and write nothing.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace DST if it exists.")]
 NoVerify = Annotated[bool, typer.Option("--no-verify", help="Do not read the result again to compare it.")]
-
-
 
 
 @app.command(name="inspect")
@@ -250,7 +248,7 @@ def verify(
 @console.reporting_errors
 def demo(
     directory: Annotated[
-        FilePath | None, typer.Option("--keep", metavar="DIR", help="Keep the checkpoints it makes in this new directory.")
+        FilePath | None, typer.Option("--keep", metavar="DIR", help="Keep the checkpoints in this new directory.")
     ] = None,
     debug: Debug = False,
 ) -> None:

@@ -16,11 +16,11 @@ from converter.models import (
     array_leaves,
     collection_of,
     linen_leaves,
-    live_spec,
     raw_value,
     state_path,
 )
 from converter.planning.plan import Step
+from converter.pytrees import live_spec
 from converter.training_state import Held, Part, Slot, TrainingState
 from converter.tree import Leaf, LeafKind, Path, format_path, nest
 
@@ -152,4 +152,3 @@ def _typed(spec: Any, value: Any) -> Any:
     if spec.kind is LeafKind.KEY and value.dtype == jnp.uint32:
         return jax.random.wrap_key_data(jnp.asarray(value), impl=spec.dtype)
     return jnp.asarray(value)
-

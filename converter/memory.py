@@ -32,8 +32,8 @@ def nnx_to_linen(
     """The Linen variables of an NNX module: ``{"params": {…}, "batch_stats": {…}, …}`` of plain nested dicts.
 
     Collections come from the Variables' own types, items of lists are named as Linen names them where a module is given
-    (``layers_0``); random state is left out, as Linen takes it as an argument of ``apply``. The arrays are the very same
-    objects; under ``jax.jit`` they may be tracers.
+    (``layers_0``); random state is left out, as Linen takes it as an argument of ``apply``. The arrays are the very
+    same objects; under ``jax.jit`` they may be tracers.
 
     Args:
       module_or_state: a module, or its ``nnx.state`` (then names stay as they are).

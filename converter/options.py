@@ -29,8 +29,8 @@ class Options(TypedDict, total=False):
       collections: collection by path pattern, for NNX variables whose type the checkpoint does not tell.
       nnx_model, linen_model: a model definition: a factory without arguments (or taking ``rngs=``), an
         ``pkg.module:factory`` or ``file.py:factory`` naming one, or a module.
-      optimizer: the optax transformation, a factory for it, or a name of a factory; completes the optimizer state on the
-        Linen side.
+      optimizer: the optax transformation, a factory for it, or a name of a factory; completes the optimizer state on
+        the Linen side.
       inputs: what the models are called with: arrays, ShapeDtypeStructs or texts such as ``float32[2,8]`` (random
         values), or a factory or name of one. A Linen model needs them.
       linen_kwargs, nnx_kwargs: keyword arguments of the two calls.

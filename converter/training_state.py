@@ -16,7 +16,7 @@ from converter.tree import Leaf, Path, format_path
 PARAMS = "params"
 
 COLLECTIONS = ("params", "batch_stats", "cache", "intermediates", "perturbations")
-"""The collections that Linen's and NNX's own layers use (flax/nnx/variablelib.py registers a Variable type for each)."""
+"""The collections of Linen's and NNX's own layers (flax/nnx/variablelib.py registers a Variable type for each)."""
 
 RNG_COLLECTIONS = ("RngKey", "RngCount")
 """Where kept NNX random state stands on the Linen side: collections named after the Variable types, as

@@ -4,8 +4,8 @@ Nothing here knows Linen, NNX, Orbax or msgpack, and building a tree reads no ar
 
 A *path* is a tuple of keys. A key is its text; the two subclasses of ``str`` remember which container the key came
 from. They compare and hash by their text, because the same key has different kinds in different files: position 0 of
-an optax state is a sequence index in an Orbax train state, the text ``"0"`` in a msgpack file and an ``int`` dict key in
-an ``nnx.State``.
+an optax state is a sequence index in an Orbax train state, the text ``"0"`` in a msgpack file and an ``int`` dict key
+in an ``nnx.State``.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ class LeafSpec:
 
 
 KEY_WORDS: Mapping[str, int] = {"threefry2x32": 2, "rbg": 4, "unsafe_rbg": 4}
-"""uint32 words of key data per PRNG key, by implementation (``jax.random.key_data(jax.random.key(0, impl=…)).shape``)."""
+"""uint32 words of one PRNG key by implementation, as ``jax.random.key_data(jax.random.key(0, impl=…))`` shows them."""
 
 
 def array_spec(dtype: str, shape: Iterable[int] = ()) -> LeafSpec:

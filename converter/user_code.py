@@ -100,7 +100,7 @@ def parse_kwargs(text: str) -> dict[str, Any]:
         return {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call_node.keywords}
     except (SyntaxError, ValueError, AssertionError):
         raise UsageError(
-            f"cannot read the keyword arguments {text!r}", "Write them as in a call, with literal values: 'train=False'."
+            f"cannot read the keyword arguments {text!r}", "Write them as in a call, with literals: 'train=False'."
         ) from None
 
 

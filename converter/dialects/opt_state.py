@@ -1,7 +1,7 @@
 """How an optax state is laid out: which of its leaves follow a parameter, and where its empty members stand.
 
-An optax state is a nest of tuples and named tuples. Some of its fields (``mu``, ``nu``, ``trace``, ``acc_grads`` …) hold
-one value per parameter under the parameter's own path; these *mirrors* follow whatever happens to the parameters.
+An optax state is a nest of tuples and named tuples. Some of its fields (``mu``, ``nu``, ``trace``, ``acc_grads`` …)
+hold one value per parameter under the parameter's own path; these *mirrors* follow whatever happens to the parameters.
 Members without arrays (``EmptyState``, ``MaskedNode``) are recorded by Linen's savers and mostly left out by NNX's.
 """
 
@@ -15,7 +15,7 @@ STEP, OPT_STATE = "step", "opt_state"
 """Where a train state and an ``nnx.Optimizer`` alike keep their counter and their optax state."""
 
 MIRROR_FIELDS = frozenset(
-    "mu nu trace acc_grads ema nu_max sum_of_squares v v_row v_col m momentum exp_avg exp_avg_sq avg_sq".split()
+    {"mu", "nu", "nu_max", "trace", "acc_grads", "ema", "sum_of_squares", "v", "v_row", "v_col", "e_g", "e_x"}
 )
 """Fields of optax's states that hold one value per parameter: used only where the parameters are not at hand."""
 

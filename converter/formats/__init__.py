@@ -41,9 +41,7 @@ def open_checkpoint(path: FilePath, *, step: int | None = None, item: str | None
     for format in FORMATS.values():
         if format.sniff(path):
             return format.open(path, step=step, item=item)
-    raise UnreadableCheckpoint(
-        f"{path} is no checkpoint: expected {_EXPECTED}, found {_found(path)}", _advice(path)
-    )
+    raise UnreadableCheckpoint(f"{path} is no checkpoint: expected {_EXPECTED}, found {_found(path)}", _advice(path))
 
 
 def _advice(path: FilePath) -> str:
@@ -69,7 +67,8 @@ def _nearby(path: FilePath) -> str:
 def _found(path: FilePath) -> str:
     if path.is_dir():
         names = sorted(entry.name for entry in path.iterdir())
-        return f"a directory with {', '.join(names[:6])}{' …' if len(names) > 6 else ''}" if names else "an empty directory"
+        listed = ", ".join(names[:6]) + (" …" if len(names) > 6 else "")
+        return f"a directory with {listed}" if names else "an empty directory"
     with path.open("rb") as file:
         return f"a file that begins with {file.read(8).hex(' ')}"
 

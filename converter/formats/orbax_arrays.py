@@ -8,6 +8,7 @@ leaves OCDBT databases ``ocdbt.process_N`` that nobody ever merged into one.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -191,9 +192,31 @@ def _parse_array(entry: Entry, text: bytes) -> LeafSpec:
     # zarr 2 writes NumPy's type strings ("<f4") where they exist, names ("bfloat16") elsewhere; zarr 3 writes names.
     name = np.dtype(dtype).name if re.fullmatch(r"[<>|][biufc]\d+", dtype) else dtype
     try:
-        return array_spec(numpy_dtype(name).name, shape)
+        spec = array_spec(numpy_dtype(name).name, shape)
     except UnsupportedCheckpoint as error:
         raise UnsupportedCheckpoint(f"{format_path(entry.path)}: {error.message}", error.advice) from None
+    if not is_storable(name, "zarr3" if "data_type" in content else "zarr"):
+        raise UnsupportedCheckpoint(
+            f"{format_path(entry.path)}: the installed TensorStore does not know the dtype {name}",
+            "Upgrade tensorstore.",
+        )
+    return spec
+
+
+@functools.cache
+def is_storable(dtype: str, driver: str = "zarr") -> bool:
+    """Whether the zarr driver of the installed TensorStore knows the dtype, found by making such an array in memory.
+
+    0.1.86 lacks uint2, uint4, float6 and float8_e4m3; 0.1.76 lacks float4 and float8_e8m0fnu too.
+    """
+    import tensorstore as ts
+
+    spec = {"driver": driver, "kvstore": "memory://"}
+    try:
+        ts.open(spec, dtype=ts.dtype(numpy_dtype(dtype)), shape=[1], create=True).result()
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -9,8 +9,9 @@ import re
 from collections.abc import Sequence
 
 from converter.errors import UnsupportedCheckpoint
+from converter.formats.orbax_arrays import is_storable
 from converter.formats.orbax_metadata import Entry, refuse_shared_names
-from converter.tree import Leaf, LeafKind, Path, Tree, format_path, numpy_dtype
+from converter.tree import Leaf, LeafKind, Path, Tree, format_path
 
 _SHOWN = 40
 
@@ -47,7 +48,7 @@ def _objection(path: Path, leaf: Leaf) -> str | None:
     spec = leaf.spec
     match spec.kind:
         case LeafKind.ARRAY | LeafKind.NUMPY_SCALAR | LeafKind.KEY:
-            if spec.kind is not LeafKind.KEY and not _is_storable(spec.dtype):
+            if spec.kind is not LeafKind.KEY and not is_storable(spec.dtype):
                 return "has a dtype that TensorStore cannot store"
             return None if spec.size else "has no elements; Orbax refuses arrays of size zero"
         case LeafKind.SCALAR if spec.dtype == "complex":
@@ -60,17 +61,6 @@ def _objection(path: Path, leaf: Leaf) -> str | None:
             return "has a tilde in its path, where Orbax keeps texts under JSON pointers"
         case _:
             return None
-
-
-def _is_storable(dtype: str) -> bool:
-    """TensorStore lacks uint4, uint2, float6 and some of float8; asking it is quicker than any table is outdated."""
-    import tensorstore as ts
-
-    try:
-        ts.dtype(numpy_dtype(dtype))
-    except (TypeError, ValueError):
-        return False
-    return True
 
 
 def _mixed_up_texts(paths: Sequence[Path]) -> list[str]:

@@ -155,10 +155,10 @@ def _removing_remains(destination: FilePath) -> Iterator[None]:
 
 
 def _disk_trouble(error: BaseException) -> str | None:
-    """What the operating system said, if it did; TensorStore wraps its words in a ValueError."""
+    """What the operating system said, if it did; TensorStore quotes it in a ValueError; two spellings are known."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
-    match = re.search(r"\[os_error_code='(\d+)'", str(error))
+    match = re.search(r"(?:\[os_error_code='|\[OS error )(\d+)", str(error))
     return os.strerror(int(match[1])) if match else None
 
 

@@ -8,8 +8,8 @@ from converter.dialects.dialect import Dialect
 from converter.dialects.linen import LinenParams, LinenVariables
 from converter.dialects.nnx import VALUE, NnxLayout
 from converter.dialects.train_state import LinenTrainState
-from converter.planning.plan import Step
 from converter.planning.findings import Findings
+from converter.planning.plan import Step
 from converter.planning.request import NnxBundle, Request
 from converter.rules.operations import REWRAP, CastCounter, Operation
 from converter.training_state import Held, Part, Slot, TrainingState

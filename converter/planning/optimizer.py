@@ -1,7 +1,7 @@
 """Completing an optax state on the Linen side: its members without arrays, which NNX does not record.
 
-A ``TrainState`` is restored into a target of exactly its structure. ``optax.adamw`` is a tuple of three members of which
-only the first holds arrays; an ``nnx.Optimizer`` checkpoint shows that one alone.
+A ``TrainState`` is restored into a target of exactly its structure. ``optax.adamw`` is a tuple of three members of
+which only the first holds arrays; an ``nnx.Optimizer`` checkpoint shows that one alone.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any
 
 from converter.dialects.opt_state import OPT_STATE, missing_positions
 from converter.models import optimizer_state_leaves
-from converter.planning.plan import Step
 from converter.planning.findings import Findings
+from converter.planning.plan import Step
 from converter.rules.operations import Fill
 from converter.training_state import PARAMS
 from converter.tree import LeafKind, LeafSpec, Path, empty_spec, format_path, nest, numpy_dtype
@@ -39,29 +39,26 @@ def empty_members(steps: Iterable[Step], optimizer: Any, findings: Findings) -> 
     return [_empty(path) for path in missing_positions(found)]
 
 
-def _exact(
-    found: dict[Path, LeafSpec], params: dict[Path, LeafSpec], optimizer: Any, findings: Findings
-) -> list[Step]:
+def _exact(found: dict[Path, LeafSpec], params: dict[Path, LeafSpec], optimizer: Any, findings: Findings) -> list[Step]:
     import jax
 
     structs = nest((path, jax.ShapeDtypeStruct(spec.shape, numpy_dtype(spec.dtype))) for path, spec in params.items())
     expected = dict(optimizer_state_leaves(optimizer, structs))
     added: list[Step] = []
+    advice = "Give the optimizer that the checkpoint was trained with to --optimizer."
     for path, spec in expected.items():
         where = format_path((OPT_STATE, *path))
         if path not in found and spec.kind is LeafKind.EMPTY:
             added.append(_empty(path))
         elif path not in found:
-            findings.refuse(f"{where}: expected {spec} by the optimizer, found nothing in the checkpoint", _ADVICE)
+            findings.refuse(f"{where}: expected {spec} by the optimizer, found nothing", advice)
         elif spec.kind is not LeafKind.EMPTY and spec.shape != found[path].shape:
-            findings.refuse(f"{where}: expected {spec} by the optimizer, found {found[path]} in the checkpoint", _ADVICE)
+            findings.refuse(f"{where}: expected {spec} by the optimizer, found {found[path]}", advice)
     for path, spec in found.items():
         if path not in expected:
-            findings.refuse(f"{format_path((OPT_STATE, *path))}: {spec} in the checkpoint, not in the optimizer", _ADVICE)
+            where = format_path((OPT_STATE, *path))
+            findings.refuse(f"{where}: {spec} in the checkpoint, not in the optimizer", advice)
     return added
-
-
-_ADVICE = "Give the optimizer that the checkpoint was trained with to --optimizer."
 
 
 def _empty(path: Path) -> Step:

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from converter.dialects import readings, unreadable
 from converter.dialects.dialect import FRAMEWORK_NAMES, Dialect, Framework, Lifted
 from converter.dialects.train_state import LinenTrainState
-from converter.rules.variable_types import assign_collections
 from converter.errors import UnsupportedCheckpoint, UsageError
 from converter.models import Model, RandomState
-from converter.planning.plan import Plan, Step
 from converter.planning.findings import Findings
 from converter.planning.layout import lay_out, target_layout
 from converter.planning.optimizer import empty_members
+from converter.planning.plan import Plan, Step
 from converter.planning.policy import apply_policy
 from converter.planning.request import Request
 from converter.rules.match import Matching, Name, match_to_linen, match_to_nnx
 from converter.rules.operations import Fill
+from converter.rules.variable_types import assign_collections
 from converter.training_state import PARAMS, Part, Slot, TrainingState
-from converter.tree import LeafKind, LeafSpec, Path, Tree, format_path
+from converter.tree import Tree, format_path
 
 
 def make_plan(tree: Tree, request: Request) -> Plan:
@@ -36,7 +35,7 @@ def make_plan(tree: Tree, request: Request) -> Plan:
     made = plan_state(source, source.lift(tree), request)
     boxed = getattr(source, "boxed", ())
     if boxed:
-        note = f"the boxes of {len(boxed)} partitioned parameters are taken off: a checkpoint does not hold their metadata"
+        note = f"{len(boxed)} partitioned parameters lose their boxes, whose metadata no checkpoint holds"
         made = replace(made, notes=(*made.notes, note))
     return made
 
@@ -133,7 +132,8 @@ def _match(state: TrainingState, dropped: frozenset[Name], request: Request) -> 
     variables = {_name(slot): held.leaf.spec for slot, held in state.items() if slot.part is Part.VARIABLES}
     # An optimizer saved alone has no variables; its mirrors know their names.
     sources = variables or {_name(slot): held.leaf.spec for slot, held in state.items() if slot.is_mirror}
-    nnx_model, linen_model = (_restricted(m, request, bool(variables)) for m in (request.nnx_model, request.linen_model))
+    models = (request.nnx_model, request.linen_model)
+    nnx_model, linen_model = (_restricted(model, request, bool(variables)) for model in models)
     if request.to == "nnx":
         return match_to_nnx(sources, dropped, nnx_model)
     return match_to_linen({n: s for n, s in sources.items() if n[0]}, dropped, nnx_model, linen_model)

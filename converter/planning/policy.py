@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from converter.planning.plan import Drop
 from converter.planning.findings import Findings
+from converter.planning.plan import Drop
 from converter.planning.request import Request
 from converter.rules.match import Name
 from converter.training_state import PARAMS, RNG_COLLECTIONS, Held, Part, Slot, TrainingState
-from converter.tree import LeafKind, PathGlob, format_path
+from converter.tree import LeafKind, PathGlob, format_path, parse_path
 
 TRANSIENT = ("intermediates", "perturbations")
 """Collections that a call makes anew: neither framework needs them in a checkpoint."""
@@ -24,8 +24,9 @@ def apply_policy(state: TrainingState, request: Request, findings: Findings) -> 
     used: set[PathGlob] = set()
     reasons = {slot: _reason(slot, held, request, used) for slot, held in state.items()}
     dropped = frozenset(_name(slot) for slot, reason in reasons.items() if reason and slot.part is Part.VARIABLES)
-    for slot in state:
-        if reasons[slot] is None and slot.is_mirror and _name(slot) in dropped and not _matches(request.keep, slot, state[slot], used):
+    for slot, held in state.items():
+        follows = reasons[slot] is None and slot.is_mirror and _name(slot) in dropped
+        if follows and not _matches(request.keep, slot, held, used):
             reasons[slot] = f"mirrors {format_path((slot.collection, *slot.path))}, which is dropped"
     for slot, held in state.items():
         reason = reasons[slot]
@@ -63,9 +64,7 @@ def _reason(slot: Slot, held: Held, request: Request, used: set[PathGlob]) -> st
 
 
 def _matches(globs: Collection[PathGlob], slot: Slot, held: Held, used: set[PathGlob]) -> list[PathGlob]:
-    neutral = (slot.collection, *slot.path) if slot.part is Part.VARIABLES else (
-        ("opt_state", *slot.prefix, *slot.path) if slot.part is Part.OPT_STATE else (*slot.prefix, *slot.path) or ("step",)
-    )
+    neutral = parse_path(str(slot))
     found = [glob for glob in globs if glob.matches(held.source) or glob.matches(neutral)]
     used.update(found)
     return found

@@ -32,7 +32,8 @@ class Request:
       linen_model: the model on the Linen side.
       optimizer: the optax transformation, for the members of its state that hold no arrays.
       fill_random_state: whether random state that only the NNX model has is filled in from it.
-      exact_dtypes: whether another dtype than the model declares is a problem; files keep theirs, live objects must fit.
+      exact_dtypes: whether another dtype than the model declares is a problem; files keep theirs, live objects have to
+        fit.
       target: a layout to use instead of the styles.
     """
 

@@ -120,12 +120,11 @@ def _compare_with_own_model(
             _compare_specs(name, spec, known[name], matching)
         else:
             where = format_path((name[0], *name[1]))
-            matching.problems.append(f"{where}: {spec} in the checkpoint, no such variable in the model it is said to be of")
+            matching.problems.append(f"{where}: {spec} in the checkpoint, no such variable in the NNX model")
     absent = [v for n, v in known.items() if n not in sources and n not in dropped and not v.is_random_state]
-    matching.notes.extend(
-        f"{format_path((variable.collection, *variable.path))} {variable.spec} is in the model but not in the checkpoint"
-        for variable in absent
-    )
+    for variable in absent:
+        where = format_path((variable.collection, *variable.path))
+        matching.notes.append(f"{where} {variable.spec} is in the NNX model but not in the checkpoint")
 
 
 def _compare_specs(name: Name, found: LeafSpec, variable: ModelVariable, matching: Matching) -> None:

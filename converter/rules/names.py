@@ -23,9 +23,7 @@ def lstm_cells(paths: Iterable[Path]) -> frozenset[Path]:
         for depth, key in enumerate(path):
             if key in _GATES or key in (LINEN_GATE, NNX_GATE):
                 children.setdefault(path[:depth], set()).add(key)
-    return frozenset(
-        node for node, gates in children.items() if gates >= _GATES and ({LINEN_GATE, NNX_GATE} & gates)
-    )
+    return frozenset(node for node, gates in children.items() if gates >= _GATES and ({LINEN_GATE, NNX_GATE} & gates))
 
 
 def rename_gate(path: Path, cells: frozenset[Path], old: str, new: str) -> Path:

@@ -10,15 +10,15 @@ import numpy as np
 
 from converter import user_code
 from converter.errors import UsageError
-from converter.models import pytree_path
+from converter.pytrees import pytree_path
 from converter.tree import LeafSpec, format_path, numpy_dtype
 
 if TYPE_CHECKING:
     from flax import linen, nnx
 
 TOLERANCE: Mapping[str, float] = {"float64": 1e-5, "float32": 1e-5, "bfloat16": 2e-2, "float16": 2e-3}
-"""Largest accepted difference, relative to the largest output. Eager layers agree bit for bit; compiled loops and fused
-matrix products differ in the last bits (1.2e-5 at worst in float32 where one side runs nnx.scan and the other a loop)."""
+"""Largest accepted difference, relative to the largest output. Eager layers agree bit for bit; compiled loops and
+fused matrix products differ in the last bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +85,8 @@ def compare_outputs(
 ) -> OutputsResult:
     """Calls ``linen_module.apply(variables, *inputs, **linen_kwargs)`` and ``nnx_module(*inputs, **nnx_kwargs)``.
 
-    The NNX module is called as it is, and its state may change as in any call; ``mutable`` among ``linen_kwargs`` works as
-    in ``apply``, and the mutated collections are not compared.
+    The NNX module is called as it is, and its state may change as in any call; ``mutable`` among ``linen_kwargs`` works
+    as in ``apply``, and the mutated collections are not compared.
 
     Raises:
       ModelError: one of the two calls fails.
@@ -102,8 +102,7 @@ def compare_outputs(
         return OutputsResult(
             described,
             (),
-            "the models return different structures: "
-            + f"Linen {_shapes(left_leaves)}, NNX {_shapes(right_leaves)}",
+            "the models return different structures: " + f"Linen {_shapes(left_leaves)}, NNX {_shapes(right_leaves)}",
         )
     pairs = zip(left_leaves, right_leaves, strict=True)
     return OutputsResult(described, tuple(_difference(name, a, b) for (name, a), (_, b) in pairs))
@@ -131,8 +130,8 @@ def _difference(name: str, left: np.ndarray[Any, Any], right: np.ndarray[Any, An
 
 
 def random_inputs(specs: Sequence[LeafSpec], seed: int = 0) -> tuple[Any, ...]:
-    """Inputs of the given shapes and dtypes: standard normal floats; zeros and ones for integers and booleans, which are
-    in range for any vocabulary.
+    """Inputs of the given shapes and dtypes: standard normal floats; zeros and ones for integers and booleans, which
+    are in range for any vocabulary.
 
     Raises:
       UsageError: a dtype that is no number.

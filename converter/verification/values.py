@@ -13,7 +13,6 @@ from converter.planning.plan import Step
 from converter.tree import LeafKind, Tree, format_path
 from converter.verification.structure import Difference
 
-
 _SUB_BYTE = frozenset({"int2", "uint2", "int4", "uint4", "float4_e2m1fn"})
 
 

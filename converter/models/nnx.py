@@ -1,0 +1,170 @@
+"""NNX model definitions: their Variables, collections and initial random state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from converter import user_code
+from converter.errors import ModelError
+from converter.models.model import Model, ModelVariable
+from converter.pytrees import live_spec, pytree_path
+from converter.tree import IntKey, Path
+
+if TYPE_CHECKING:
+    from flax import nnx
+
+
+def nnx_factory(factory: Callable[..., Any]) -> Callable[[], nnx.Module]:
+    """A factory that needs no arguments: ``rngs=nnx.Rngs(0)`` is passed where the given one takes it."""
+    from flax import nnx
+
+    if user_code.requires(factory, "rngs"):
+        return lambda: factory(rngs=nnx.Rngs(0))
+    return factory
+
+
+def nnx_model_from_factory(factory: Callable[..., Any]) -> Model:
+    """Evaluates an NNX factory abstractly.
+
+    Raises:
+      ModelError: it cannot be called, or does not return a module.
+    """
+    from flax import nnx
+
+    make = nnx_factory(factory)
+    name = getattr(factory, "__name__", str(factory))
+    # Variables with sharding names would ask for a mesh, which describing them does not need.
+    with nnx.use_eager_sharding(False):
+        module = user_code.call(f"building the NNX model {name}", nnx.eval_shape, make)
+    return nnx_model(module, make)
+
+
+def nnx_model(module: nnx.Module, factory: Callable[[], Any] | None = None) -> Model:
+    """Describes a concrete or abstract NNX module.
+
+    Raises:
+      ModelError: not a module.
+    """
+    from flax import nnx
+
+    if not isinstance(module, nnx.Module):
+        raise ModelError(
+            f"expected an nnx.Module, found {type(module).__name__}",
+            "A Linen module belongs to --linen-model (linen_module=).",
+        )
+    variables = []
+    for keys, leaf in nnx.to_flat_state(nnx.state(module)):
+        linen_path = _joined_items(module, keys)
+        for inside, value in array_leaves(raw_value(leaf)):
+            variables.append(
+                ModelVariable(
+                    collection=collection_of(leaf),
+                    path=state_path(keys) + inside,
+                    spec=live_spec(value),
+                    linen_path=linen_path + inside,
+                    trainable=isinstance(leaf, nnx.Param),
+                )
+            )
+    return Model("nnx", module, tuple(variables), factory)
+
+
+def state_path(keys: Sequence[Any]) -> Path:
+    """The path of a flat ``nnx.State`` entry; a tuple key becomes its text, as Orbax writes it."""
+    return tuple(IntKey(str(key)) if isinstance(key, int) else str(key) for key in keys)
+
+
+def raw_value(leaf: Any) -> Any:
+    """The value inside an NNX Variable, or the leaf itself where an attribute is a plain array."""
+    from flax import nnx
+
+    return leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf
+
+
+def array_leaves(value: Any) -> list[tuple[Path, Any]]:
+    """What an NNX Variable holds: its array at the empty path, or the leaves of the pytree it was given."""
+    import jax
+
+    return [(pytree_path(keys), leaf) for keys, leaf in jax.tree_util.tree_flatten_with_path(value)[0]]
+
+
+def collection_of(leaf: Any) -> str:
+    """The Linen collection of an NNX Variable: the registered one, else the name of its class; "" for a plain array.
+
+    This is the rule of ``flax.nnx.bridge`` (``variable_name_from_type``), without registering new names globally.
+    """
+    from flax import nnx
+
+    if not isinstance(leaf, nnx.Variable):
+        return ""
+    try:
+        return str(nnx.variable_name_from_type(type(leaf)))
+    except ValueError:
+        return type(leaf).__name__
+
+
+def _joined_items(module: Any, keys: Sequence[Any]) -> Path:
+    names: list[str] = []
+    node = module
+    for key in keys:
+        inside_container = _is_container(node)
+        if inside_container and names:
+            names[-1] = f"{names[-1]}_{key}"
+        else:
+            names.append(str(key))
+        node = _child(node, key)
+    return tuple(names)
+
+
+def _is_container(node: Any) -> bool:
+    from flax import nnx
+
+    return isinstance(node, (nnx.List, nnx.Dict, list, tuple, dict))
+
+
+def _child(node: Any, key: Any) -> Any:
+    try:
+        return node[key] if _is_container(node) else getattr(node, key)
+    except (AttributeError, KeyError, IndexError, TypeError):
+        return None
+
+
+class RandomState:
+    """The random state a freshly made NNX model starts from, without making the rest of the model.
+
+    The factory is traced and only its random state is computed: XLA drops the parameters' initialisers as dead code.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._values: dict[Path, Any] | None = None
+
+    def reader(self, variable: ModelVariable) -> Callable[[], Any]:
+        """A function that gives the variable's value as a NumPy array (for PRNG keys their uint32 data)."""
+        return lambda: self._all()[variable.path]
+
+    def _all(self) -> dict[Path, Any]:
+        if self._values is None:
+            import jax
+            import numpy as np
+            from flax import nnx
+
+            def random_leaves(module: Any) -> dict[Path, Any]:
+                state = nnx.to_flat_state(nnx.state(module, nnx.RngState))
+                return {state_path(keys): _key_data(raw_value(leaf)) for keys, leaf in state}
+
+            factory = self._model.factory
+            if factory is None:
+                found = random_leaves(self._model.module)
+            else:
+                with nnx.use_eager_sharding(False):
+                    make = jax.jit(lambda: random_leaves(factory()))
+                    found = user_code.call("making the NNX model's random state", make)
+            self._values = {path: np.asarray(value) for path, value in found.items()}
+        return self._values
+
+
+def _key_data(value: Any) -> Any:
+    import jax
+
+    return jax.random.key_data(value) if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key) else value

@@ -1,0 +1,41 @@
+"""What live pytrees are made of: the paths and the specs of their leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from converter.tree import IndexKey, IntKey, LeafKind, LeafSpec, Path, array_spec, empty_spec
+
+
+def pytree_path(keys: Sequence[Any]) -> Path:
+    """The path of a leaf as ``jax.tree_util`` names it."""
+    import jax.tree_util as tu
+
+    path: list[str] = []
+    for key in keys:
+        if isinstance(key, tu.SequenceKey):
+            path.append(IndexKey(key.idx))
+        elif isinstance(key, tu.GetAttrKey):
+            path.append(key.name)
+        elif isinstance(key, tu.DictKey):
+            path.append(IntKey(key.key) if isinstance(key.key, int) else str(key.key))
+        else:
+            path.append(str(key.key))
+    return tuple(path)
+
+
+def live_spec(value: Any) -> LeafSpec:
+    """The spec of a live leaf: an array, a ShapeDtypeStruct, a tracer, a typed PRNG key or a Python value."""
+    if isinstance(value, bool | int | float | complex):
+        return LeafSpec(LeafKind.SCALAR, type(value).__name__)
+    if isinstance(value, str | bytes):
+        return LeafSpec(LeafKind.TEXT, type(value).__name__)
+    if not hasattr(value, "dtype") or not hasattr(value, "shape"):
+        return empty_spec("node")
+    import jax
+
+    if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+        implementation = value.dtype._impl.name
+        return LeafSpec(LeafKind.KEY, str(implementation), tuple(value.shape))
+    return array_spec(value.dtype.name, value.shape)
