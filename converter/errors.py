@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from converter.folding import fold
+
 EXIT_OK = 0
 EXIT_DIFFERENCE = 1
 EXIT_INPUT = 2
@@ -79,7 +81,7 @@ class ConversionRefused(ConverterError):
 
     Args:
       headline: one line that says what was attempted.
-      problems: one entry for every leaf or rule at fault.
+      problems: one entry for every leaf or rule at fault; shown folded, where they differ in one number only.
       advice: what settles most of the problems.
     """
 
@@ -88,9 +90,10 @@ class ConversionRefused(ConverterError):
 
     def __init__(self, headline: str, problems: Sequence[str], advice: str = "") -> None:
         self.problems = tuple(problems)
-        lines = [headline, *(f"  {problem}" for problem in self.problems[: self.SHOWN])]
-        if len(self.problems) > self.SHOWN:
-            lines.append(f"  … and {len(self.problems) - self.SHOWN} more")
+        folded = fold((problem,) for problem in self.problems)
+        lines = [headline, *(f"  {line}" for line in folded[: self.SHOWN])]
+        if len(folded) > self.SHOWN:
+            lines.append(f"  … and {len(folded) - self.SHOWN} more")
         super().__init__("\n".join(lines), advice)
 
 

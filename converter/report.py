@@ -59,14 +59,16 @@ class Report:
         lines = [f"  {plan.headline}: {count(len(arrays), 'leaf', 'leaves')}, {size_text(nbytes)}"]
         dropped = fold((f"  dropped    {'/'.join(d.source)}", str(d.spec), d.reason) for d in plan.drops)
         filled = fold((f"  filled in  {'/'.join(s.target)}", str(s.spec), s.operation.name) for s in plan.filled)
-        return lines + dropped + filled + [f"  note       {note}" for note in plan.notes]
+        return lines + dropped + filled + fold((f"  note       {note}",) for note in plan.notes)
 
     def _checks(self) -> list[str]:
         lines: list[str] = []
         if self.structure is not None:
             leaves = count(self.structure.leaves, "path, shape and dtype", "paths, shapes and dtypes")
             lines += _verdict("structure", self.structure.ok, leaves, self.structure.differences)
-            lines += [f"  note       {note}" for note in self.structure.notes]
+            lines += fold((f"  note       {note}",) for note in self.structure.notes)
+            if not self.structure.ok:
+                lines.append("             (verify takes the options of the conversion: models, --drop …)")
         if self.values is not None:
             leaves = f"{count(self.values.leaves, 'leaf', 'leaves')} read again, {size_text(self.values.nbytes)}"
             lines += _verdict("values", self.values.ok, f"{leaves}, bit for bit", self.values.differences)

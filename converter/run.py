@@ -57,7 +57,7 @@ def write_atomically(
     created = _make_parents(destination)
     temporary = destination.with_name(f".{destination.name}.unfinished-{secrets.token_hex(4)}")
     try:
-        format.write(tree, temporary, progress)
+        format.write(tree, temporary, progress, final=destination)
         check(temporary)
         _publish(temporary, destination, force)
     except BaseException:

@@ -10,7 +10,7 @@ from typing import Protocol
 from converter.tree import Tree
 
 Progress = Callable[[int, int], None]
-"""Called with (bytes, leaves) after each piece of work."""
+"""Called with the (bytes, leaves) done since the last call, after each piece of work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +57,11 @@ class Format(Protocol):
           UsageError: no such step or item, or several items and none chosen.
         """
 
-    def write(self, tree: Tree, destination: FilePath, progress: Progress) -> None:
+    def write(self, tree: Tree, destination: FilePath, progress: Progress, *, final: FilePath | None = None) -> None:
         """Writes ``tree`` to ``destination``, which does not exist; complete when it returns.
+
+        Args:
+          final: where the caller will move the result to, for formats that note their own path.
 
         Raises:
           UnsupportedCheckpoint: a leaf that this format cannot hold.

@@ -76,7 +76,7 @@ class MsgpackFormat:
             facts=facts,
         )
 
-    def write(self, tree: Tree, destination: FilePath, progress: Progress) -> None:
+    def write(self, tree: Tree, destination: FilePath, progress: Progress, *, final: FilePath | None = None) -> None:
         """Writes ``tree`` as ``flax.serialization.to_bytes`` would; see ``converter.formats.msgpack_write.write``.
 
         Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import partial
@@ -47,11 +48,15 @@ class OrbaxFormat:
             values in files of other processes, unknown dtypes.
           UsageError: no such step or item, or several items and none chosen.
         """
-        location = orbax_layout.locate(path, step, item)
-        orbax_layout.refuse_links_outside(location)
-        metadata, inline = _read_metadata(location.directory)
-        store = ArrayStore(location.directory, metadata.zarr3, metadata.all_stored)
-        tree = Tree(_leaves(location.directory, metadata, inline, store))
+        try:
+            location = orbax_layout.locate(path, step, item)
+            _refuse_links_outside(location)
+            metadata, inline = _read_metadata(location.directory)
+            store = ArrayStore(location.directory, metadata.zarr3, metadata.all_stored)
+            tree = Tree(_leaves(location.directory, metadata, inline, store))
+            facts = dict(_facts(location, metadata, store))
+        except OSError as error:
+            raise UnreadableCheckpoint(f"{error.filename or path} cannot be read: {error.strerror or error}") from None
         return Checkpoint(
             path=path,
             location=location.directory,
@@ -61,7 +66,7 @@ class OrbaxFormat:
             step=location.step,
             items=location.items,
             item=location.item,
-            facts=dict(_facts(location, metadata, store)),
+            facts=facts,
         )
 
     def write(self, tree: Tree, destination: FilePath, progress: Progress, *, final: FilePath | None = None) -> None:
@@ -80,6 +85,38 @@ class OrbaxFormat:
         from converter.formats.orbax_write import save
 
         save(tree, destination, progress, final)
+
+
+def _refuse_links_outside(location: orbax_layout.Location) -> None:
+    """Follows every symlink of the item: TensorStore would read whatever file a received checkpoint links to.
+
+    Raises:
+      UnreadableCheckpoint: a link leaves the directory that the user named.
+    """
+    first = os.path.realpath(location.directory)
+    if not FilePath(first).is_relative_to(location.root):
+        raise _outside(str(location.directory), first)
+    pending, seen = [first], {first}
+    while pending:
+        with os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                target = entry.path
+                if entry.is_symlink():
+                    target = os.path.realpath(entry.path)
+                    if not FilePath(target).is_relative_to(location.root):
+                        raise _outside(entry.path, target)
+                    if target in seen:
+                        continue
+                    seen.add(target)
+                if entry.is_dir():
+                    pending.append(target)
+
+
+def _outside(link: str, target: str) -> UnreadableCheckpoint:
+    return UnreadableCheckpoint(
+        f"{link} is a symbolic link that leaves the checkpoint: it leads to {target}",
+        "If you trust the checkpoint, name the directory that the link leads to, or copy it with 'cp -rL'.",
+    )
 
 
 def _read_metadata(directory: FilePath) -> tuple[ItemMetadata, Mapping[Path, Leaf]]:

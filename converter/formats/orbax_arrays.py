@@ -64,7 +64,7 @@ class ArrayStore:
         if missing:
             listed = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
             raise UnreadableCheckpoint(
-                f"{self._directory}: listed in _METADATA, but without array data: {listed}",
+                f"{self._directory}: some leaves are listed, but without array data: {listed}",
                 "The checkpoint is incomplete; copy it again or use another step.",
             )
         # Most arrays of a big checkpoint share their metadata, letter for letter.

@@ -203,38 +203,6 @@ def _choose_item(directory: FilePath, trees: list[str], others: Mapping[str, str
 # Files -----------------------------------------------------------------------------------------------------------
 
 
-def refuse_links_outside(location: Location) -> None:
-    """Follows every symlink of the item: TensorStore would read whatever file a received checkpoint links to.
-
-    Raises:
-      UnreadableCheckpoint: a link leaves the directory that the user named.
-    """
-    first = os.path.realpath(location.directory)
-    if not FilePath(first).is_relative_to(location.root):
-        raise _outside(str(location.directory), first)
-    pending, seen = [first], {first}
-    while pending:
-        with os.scandir(pending.pop()) as entries:
-            for entry in entries:
-                target = entry.path
-                if entry.is_symlink():
-                    target = os.path.realpath(entry.path)
-                    if not FilePath(target).is_relative_to(location.root):
-                        raise _outside(entry.path, target)
-                    if target in seen:
-                        continue
-                    seen.add(target)
-                if entry.is_dir():
-                    pending.append(target)
-
-
-def _outside(link: str, target: str) -> UnreadableCheckpoint:
-    return UnreadableCheckpoint(
-        f"{link} is a symbolic link that leaves the checkpoint: it leads to {target}",
-        "If you trust the checkpoint, name the directory that the link leads to, or copy it with 'cp -rL'.",
-    )
-
-
 def _directories(directory: FilePath) -> Iterator[FilePath]:
     """Subdirectories by name, without unfinished saves."""
     with os.scandir(directory) as entries:

@@ -36,7 +36,7 @@ def refuse_unsupported(tree: Tree) -> None:
             shown.append(f"  … and {len(objections) - _SHOWN} more")
         raise UnsupportedCheckpoint(
             "\n".join(["Orbax cannot hold these leaves:", *shown]),
-            "Drop or cast them with a rule, or choose another output format.",
+            "Drop them with --drop PATTERN, or write a msgpack file (--to-format msgpack).",
         )
     refuse_shared_names(
         Entry(path, ".".join(path), "None" if leaf.spec.kind is LeafKind.EMPTY else "") for path, leaf in tree.items()

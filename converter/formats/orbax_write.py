@@ -30,8 +30,8 @@ from converter.tree import IndexKey, Leaf, LeafKind, LeafSpec, Path, Tree, forma
 _EMPTY_NODES: dict[str, Callable[[], Any]] = {"dict": dict, "list": list, "tuple": tuple}
 """What stands for each kind of empty leaf; None for the others."""
 
-_PATIENCE = 1.0
-"""Seconds to wait for each thread of a failed save, and then for TensorStore to give up as well."""
+_PATIENCE, _REMOVALS = 1.0, 10
+"""Seconds to wait for the threads of a failed save, and again for TensorStore to give up; how often to look then."""
 
 
 def save(tree: Tree, destination: FilePath, progress: Progress, final: FilePath | None = None) -> None:
@@ -139,13 +139,13 @@ def _removing_remains(destination: FilePath) -> Iterator[None]:
     except BaseException as error:
         # Orbax raises the first failure while its threads, and those of TensorStore, go on writing: they would make
         # the directory anew, so it is removed for a while.
+        until = time.monotonic() + _PATIENCE
         for thread in set(threading.enumerate()) - threads:
-            thread.join(timeout=_PATIENCE)
-        quiet_until = time.monotonic() + _PATIENCE
-        while time.monotonic() < quiet_until:
+            thread.join(timeout=max(0.0, until - time.monotonic()))
+        for _ in range(_REMOVALS):
             for remains in _saves_of(destination) - before:
                 shutil.rmtree(remains, ignore_errors=True)
-            time.sleep(_PATIENCE / 10)
+            time.sleep(_PATIENCE / _REMOVALS)
         reason = _disk_trouble(error)
         if reason is None:
             raise
@@ -155,7 +155,7 @@ def _removing_remains(destination: FilePath) -> Iterator[None]:
 
 
 def _disk_trouble(error: BaseException) -> str | None:
-    """What the operating system said, if it did; TensorStore quotes it in a ValueError; two spellings are known."""
+    """What the operating system said, if it did. TensorStore puts its code into a ValueError, in one of two ways."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
     match = re.search(r"(?:\[os_error_code='|\[OS error )(\d+)", str(error))
@@ -168,7 +168,8 @@ def _saves_of(destination: FilePath) -> set[FilePath]:
         children = list(destination.parent.iterdir())
     except OSError:
         return set()
-    return {child for child in children if child.name.partition(UNFINISHED)[0] == destination.name}
+    name = destination.name
+    return {child for child in children if child.name == name or child.name.startswith(name + UNFINISHED)}
 
 
 @contextlib.contextmanager
