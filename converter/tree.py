@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import enum
 import fnmatch
+import functools
 import json
 import math
 import re
@@ -192,6 +193,7 @@ def empty_spec(container: str) -> LeafSpec:
     return LeafSpec(LeafKind.EMPTY, container)
 
 
+@functools.cache
 def numpy_dtype(name: str) -> np.dtype[Any]:
     """The dtype of that name, including bfloat16, float8_*, int4 and the other types of ml_dtypes.
 
@@ -205,7 +207,7 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     except (TypeError, ValueError, SyntaxError):
         dtype = None
     # NumPy understands more than the names of number types ("f4,f4", ">f4", "object", "void").
-    if dtype is not None and dtype.name == name and dtype.kind in "biufcV" and dtype.itemsize and not dtype.names:
+    if dtype is not None and dtype.name == name and dtype.kind in "biufcmMV" and dtype.itemsize and not dtype.names:
         return dtype
     raise UnsupportedCheckpoint(
         f"the dtype {name!r} is unknown to NumPy {np.__version__} and ml_dtypes {ml_dtypes.__version__}",

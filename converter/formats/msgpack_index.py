@@ -23,14 +23,13 @@ from converter.formats.msgpack_values import (
     EXT_NUMPY_SCALAR,
     Entry,
     Extent,
-    array_dtype,
     array_entry,
     complex_entry,
     decode,
     joined_entry,
 )
 from converter.formats.msgpack_wire import MAX_DEPTH, Family, Head, Reader
-from converter.tree import IndexKey, IntKey, Key, Leaf, LeafKind, LeafSpec, Path, Tree, empty_spec
+from converter.tree import IndexKey, IntKey, Key, Leaf, LeafKind, LeafSpec, Path, Tree, empty_spec, numpy_dtype
 
 KEPT_BYTES = 1 << 24
 """Where leaves are small, finding their headers touches every page: after so many bytes the pages are given back."""
@@ -232,7 +231,7 @@ class MappedLeaves:
                 return entry.value
 
     def _array(self, entry: Entry) -> NDArray[Any]:
-        dtype, shape = array_dtype(entry.spec.dtype), entry.spec.shape
+        dtype, shape = numpy_dtype(entry.spec.dtype), entry.spec.shape
         if len(entry.extents) == 1:
             return self._view(entry.extents[0], dtype).reshape(shape)
         joined = np.empty(entry.spec.size, dtype)

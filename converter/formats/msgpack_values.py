@@ -5,9 +5,7 @@ The layouts are those of ``flax/serialization.py`` (``_ndarray_to_bytes``, ``_ms
 
 from __future__ import annotations
 
-import functools
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -49,25 +47,6 @@ class Entry:
     spec: LeafSpec
     extents: tuple[Extent, ...] = ()
     value: Any = None
-
-
-_DTYPE_NAME = re.compile(r"[a-z]{3}[a-z0-9_]*(\[\w+\])?", re.ASCII)
-
-
-@functools.cache
-def array_dtype(name: str) -> np.dtype[Any]:
-    """The dtype whose own name is ``name``, as flax writes it; aliases, objects and records are refused.
-
-    Raises:
-      UnsupportedCheckpoint: no such dtype, or none that a msgpack file can hold.
-    """
-    dtype = numpy_dtype(name) if _DTYPE_NAME.fullmatch(name) else None
-    if dtype is None or dtype.name != name or dtype.hasobject or not dtype.itemsize:
-        raise UnsupportedCheckpoint(
-            f"the dtype {name!r} is none that a flax msgpack file can hold",
-            "If the file is intact, restore it with the program that wrote it and cast this leaf.",
-        )
-    return dtype
 
 
 def decode(reader: Reader, extent: Extent, what: str) -> str:
@@ -151,7 +130,7 @@ def joined_entry(reader: Reader, offset: int, parts: dict[Path, Entry]) -> Entry
         raise reader.damaged(offset, "arrays of one dtype as the chunks of a split array", _specs(chunks))
     shape = [int(axis.value) for axis in axes]
     _check_axes(reader, offset, shape)
-    _check_size(reader, offset, shape, array_dtype(first.dtype), sum(chunk.spec.nbytes for chunk in chunks))
+    _check_size(reader, offset, shape, numpy_dtype(first.dtype), sum(chunk.spec.nbytes for chunk in chunks))
     return Entry(array_spec(first.dtype, shape), tuple(extent for chunk in chunks for extent in chunk.extents))
 
 
@@ -164,7 +143,7 @@ def _expect(reader: Reader, offset: int, end: int, what: str, *families: Family,
 
 def _dtype(reader: Reader, name: Extent) -> np.dtype[Any]:
     try:
-        return array_dtype(decode(reader, name, "the name of a dtype"))
+        return numpy_dtype(decode(reader, name, "the name of a dtype"))
     except UnsupportedCheckpoint as error:
         raise UnsupportedCheckpoint(f"{reader.place()}: {error.message}.", error.advice) from None
 

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from converter.errors import ConverterError, DestinationError, UnsupportedCheckpoint
 from converter.formats import msgpack_wire as wire
 from converter.formats.checkpoint import Progress
-from converter.formats.msgpack_values import CHUNKED_ARRAY, EXT_ARRAY, EXT_COMPLEX, EXT_NUMPY_SCALAR, array_dtype
-from converter.tree import Key, Leaf, LeafKind, LeafSpec, Path, Tree, format_path
+from converter.formats.msgpack_values import CHUNKED_ARRAY, EXT_ARRAY, EXT_COMPLEX, EXT_NUMPY_SCALAR
+from converter.tree import Key, Leaf, LeafKind, LeafSpec, Path, Tree, format_path, numpy_dtype
 
 MAX_CHUNK_SIZE = 2**30
 """Arrays of more bytes are split, as by flax's constant of the same name: msgpack ends at 2³² - 1 bytes per value."""
@@ -81,7 +81,7 @@ def _problem(path: Path, spec: LeafSpec) -> str:
         return f"{spec} is a typed PRNG key, for which msgpack has no form"
     if spec.kind in (LeafKind.ARRAY, LeafKind.NUMPY_SCALAR):
         try:
-            array_dtype(spec.dtype)
+            numpy_dtype(spec.dtype)
         except ConverterError as error:
             return error.message
     return ""
@@ -148,7 +148,7 @@ def _checked_array(path: Path, spec: LeafSpec, value: Any) -> NDArray[Any]:
     array = np.asarray(value)
     # The file has no place for a byte order: all arrays in it are little-endian, as on every machine that runs JAX.
     array = array.astype(array.dtype.newbyteorder("<"), copy=False)
-    if array.dtype != array_dtype(spec.dtype) or array.shape != spec.shape:
+    if array.dtype != numpy_dtype(spec.dtype) or array.shape != spec.shape:
         found = f"{array.dtype.name}[{','.join(map(str, array.shape))}]"
         raise RuntimeError(f"{format_path(path)}: expected {spec} from its metadata, found {found} when it was read")
     return array
