@@ -33,10 +33,9 @@ from converter.errors import (
     UnsupportedCheckpoint,
     UsageError,
 )
-from converter.formats import msgpack_write
-from converter.formats.msgpack import MsgpackFormat
-from converter.formats.msgpack_values import CHUNKED_ARRAY
-from converter.formats.msgpack_wire import MAX_DEPTH
+from converter.formats.msgpack import MsgpackFormat, writer
+from converter.formats.msgpack.values import CHUNKED_ARRAY
+from converter.formats.msgpack.wire import MAX_DEPTH
 from converter.tree import (
     IndexKey,
     IntKey,
@@ -211,7 +210,7 @@ def test_splits_large_arrays_like_flax(tmp_path: FilePath, values: np.ndarray[An
     nested = {"a": {"large": values}, "scalar": np.complex128(3), "transposed": values.T}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(flax.serialization, "MAX_CHUNK_SIZE", limit)
-        patch.setattr(msgpack_write, "MAX_CHUNK_SIZE", limit)
+        patch.setattr(writer, "MAX_CHUNK_SIZE", limit)
         data = to_bytes(nested)
         assert written(tree_of(nested), tmp_path) == data
     tree = opened(data, tmp_path)
@@ -221,7 +220,7 @@ def test_splits_large_arrays_like_flax(tmp_path: FilePath, values: np.ndarray[An
 
 def test_splits_a_single_large_array(tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flax.serialization, "MAX_CHUNK_SIZE", 100)
-    monkeypatch.setattr(msgpack_write, "MAX_CHUNK_SIZE", 100)
+    monkeypatch.setattr(writer, "MAX_CHUNK_SIZE", 100)
     values = np.arange(60, dtype=np.int32).reshape(5, 12)
     data = msgpack_serialize(values)
     assert written(tree_of(values), tmp_path) == data
@@ -555,7 +554,10 @@ UNSUPPORTED = {
     "no dtype": (packed(ext(1, (1,), "(2,", b"12345678")), "layer/w: the dtype '(2,' is unknown to NumPy"),
     "dtype without size": (packed(ext(1, (1,), "str", b"")), "layer/w: the dtype 'str' is unknown to NumPy"),
     "foreign byte order": (packed(ext(1, (1,), ">f4", b"1234")), "layer/w: the dtype '>f4' is unknown to NumPy"),
-    "no attribute of a dtype": (packed(ext(1, (1,), "finfo", b"1234")), "layer/w: the dtype 'finfo' is unknown to NumPy"),
+    "no attribute": (
+        packed(ext(1, (1,), "finfo", b"1234")),
+        "layer/w: the dtype 'finfo' is unknown to NumPy",
+    ),
     "extension type": (packed(msgpack.Timestamp(5)), "layer/w is 4 bytes of extension type -1; flax knows"),
     "bytes key": (msgpack.packb({"a": {b"k": 1}}), "a has a key that is neither text nor an int: 1 byte"),
     "float key": (msgpack.packb({1.5: 1}), "has a key that is neither text nor an int: a float (1.5)"),
@@ -695,7 +697,7 @@ def test_big_endian_arrays_keep_their_values(tmp_path: FilePath) -> None:
 
 
 def test_progress_adds_up(tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(msgpack_write, "MAX_CHUNK_SIZE", 64)
+    monkeypatch.setattr(writer, "MAX_CHUNK_SIZE", 64)
     tree = tree_of({"a": np.zeros(100), "b": {"c": np.float32(1), "d": 5, "e": None}})
     calls: list[tuple[int, int]] = []
     FORMAT.write(tree, tmp_path / "file", lambda nbytes, leaves: calls.append((nbytes, leaves)))

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from converter.errors import UnsupportedCheckpoint
-from converter.formats.msgpack_wire import Family, Head, Reader
+from converter.formats.msgpack.wire import Family, Head, Reader
 from converter.tree import Key, LeafKind, LeafSpec, Path, array_spec, empty_spec, format_path, numpy_dtype
 
 EXT_ARRAY, EXT_COMPLEX, EXT_NUMPY_SCALAR = 1, 2, 3

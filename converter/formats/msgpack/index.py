@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.errors import UnreadableCheckpoint, UnsupportedCheckpoint
-from converter.formats.msgpack_values import (
+from converter.formats.msgpack.values import (
     CHUNKED_ARRAY,
     EXT_ARRAY,
     EXT_COMPLEX,
@@ -28,7 +28,7 @@ from converter.formats.msgpack_values import (
     decode,
     joined_entry,
 )
-from converter.formats.msgpack_wire import MAX_DEPTH, Family, Head, Reader
+from converter.formats.msgpack.wire import MAX_DEPTH, Family, Head, Reader
 from converter.tree import IndexKey, IntKey, Key, Leaf, LeafKind, LeafSpec, Path, Tree, empty_spec, numpy_dtype
 
 KEPT_BYTES = 1 << 24

@@ -23,8 +23,8 @@ import numpy as np
 
 from converter.errors import DestinationError, UnsupportedCheckpoint
 from converter.formats.checkpoint import Progress
-from converter.formats.orbax_layout import UNFINISHED
-from converter.formats.orbax_limits import refuse_unsupported
+from converter.formats.orbax.layout import UNFINISHED
+from converter.formats.orbax.limits import refuse_unsupported
 from converter.tree import IndexKey, Leaf, LeafKind, LeafSpec, Path, Tree, format_path, nest
 
 _EMPTY_NODES: dict[str, Callable[[], Any]] = {"dict": dict, "list": list, "tuple": tuple}

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.errors import ConverterError, DestinationError, UnsupportedCheckpoint
-from converter.formats import msgpack_wire as wire
 from converter.formats.checkpoint import Progress
-from converter.formats.msgpack_values import CHUNKED_ARRAY, EXT_ARRAY, EXT_COMPLEX, EXT_NUMPY_SCALAR
+from converter.formats.msgpack import wire
+from converter.formats.msgpack.values import CHUNKED_ARRAY, EXT_ARRAY, EXT_COMPLEX, EXT_NUMPY_SCALAR
 from converter.tree import Key, Leaf, LeafKind, LeafSpec, Path, Tree, format_path, numpy_dtype
 
 MAX_CHUNK_SIZE = 2**30

@@ -9,8 +9,8 @@ import re
 from collections.abc import Sequence
 
 from converter.errors import UnsupportedCheckpoint
-from converter.formats.orbax_arrays import is_storable
-from converter.formats.orbax_metadata import Entry, refuse_shared_names
+from converter.formats.orbax.arrays import is_storable
+from converter.formats.orbax.metadata import Entry, refuse_shared_names
 from converter.tree import Leaf, LeafKind, Path, Tree, format_path
 
 _SHOWN = 40

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from converter.errors import UnreadableCheckpoint, UnsupportedCheckpoint
-from converter.formats.orbax_metadata import Entry
+from converter.formats.orbax.metadata import Entry
 from converter.tree import LeafSpec, array_spec, format_path, numpy_dtype
 
 _CACHE_BYTES = 100_000_000

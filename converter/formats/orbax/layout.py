@@ -21,7 +21,7 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from converter.errors import UnreadableCheckpoint, UsageError
-from converter.formats.orbax_metadata import LEGACY_FILE, METADATA_FILE, handler_of, read_step_metadata
+from converter.formats.orbax.metadata import LEGACY_FILE, METADATA_FILE, handler_of, read_step_metadata
 
 MANIFEST = "manifest.ocdbt"
 STEP_MARKERS = ("_CHECKPOINT_METADATA", "orbax.checkpoint", "commit_success.txt")

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 
 from converter.errors import ConverterError, UnreadableCheckpoint, UsageError
-from converter.formats import msgpack_write
 from converter.formats.checkpoint import Checkpoint, Progress
-from converter.formats.msgpack_index import MappedLeaves, index, map_file
-from converter.formats.msgpack_values import EXT_ARRAY, EXT_NUMPY_SCALAR
-from converter.formats.msgpack_wire import Family, Reader
+from converter.formats.msgpack.index import MappedLeaves, index, map_file
+from converter.formats.msgpack.values import EXT_ARRAY, EXT_NUMPY_SCALAR
+from converter.formats.msgpack.wire import Family, Reader
+from converter.formats.msgpack.writer import write
 from converter.tree import Tree
 
 FOREIGN_MARKERS = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt", "checkpoint", ".zarray", "zarr.json")
@@ -77,13 +77,13 @@ class MsgpackFormat:
         )
 
     def write(self, tree: Tree, destination: FilePath, progress: Progress, *, final: FilePath | None = None) -> None:
-        """Writes ``tree`` as ``flax.serialization.to_bytes`` would; see ``converter.formats.msgpack_write.write``.
+        """Writes ``tree`` as ``flax.serialization.to_bytes`` would; see ``converter.formats.msgpack.writer.write``.
 
         Raises:
           UnsupportedCheckpoint: leaves that msgpack cannot hold, such as typed PRNG keys.
           DestinationError: the destination exists, or the file system refused.
         """
-        msgpack_write.write(tree, destination, progress)
+        write(tree, destination, progress)
 
 
 def _looks_like_flax(file: FilePath) -> bool:

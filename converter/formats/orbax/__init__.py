@@ -11,11 +11,22 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from converter.errors import UnreadableCheckpoint
-from converter.formats import orbax_layout, orbax_metadata
 from converter.formats.checkpoint import Checkpoint, Progress
-from converter.formats.orbax_arrays import ArrayStore
-from converter.formats.orbax_legacy import Placeholder, read_legacy_tree
-from converter.formats.orbax_metadata import EMPTY_TYPES, Entry, ItemMetadata, Strings
+from converter.formats.orbax import layout
+from converter.formats.orbax.arrays import ArrayStore
+from converter.formats.orbax.legacy import Placeholder, read_legacy_tree
+from converter.formats.orbax.metadata import (
+    EMPTY_TYPES,
+    LEGACY_FILE,
+    METADATA_FILE,
+    Entry,
+    ItemMetadata,
+    Strings,
+    handler_of,
+    read_item_metadata,
+    read_key_implementations,
+    refuse_shared_names,
+)
 from converter.tree import Leaf, LeafKind, LeafSpec, Path, Tree, empty_spec, format_path
 
 _PYTHON_TYPES: Mapping[str, type] = {"bool": bool, "int": int, "uint": int, "complex": complex}
@@ -32,7 +43,7 @@ class OrbaxFormat:
 
     def sniff(self, path: FilePath) -> bool:
         """Whether ``path`` is an Orbax item, a directory of items or a directory of steps."""
-        return orbax_layout.looks_like_orbax(path)
+        return layout.looks_like_orbax(path)
 
     def open(self, path: FilePath, *, step: int | None = None, item: str | None = None) -> Checkpoint:
         """Reads names, dtypes and shapes; arrays are read when a leaf is fetched.
@@ -49,7 +60,7 @@ class OrbaxFormat:
           UsageError: no such step or item, or several items and none chosen.
         """
         try:
-            location = orbax_layout.locate(path, step, item)
+            location = layout.locate(path, step, item)
             _refuse_links_outside(location)
             metadata, inline = _read_metadata(location.directory)
             store = ArrayStore(location.directory, metadata.zarr3, metadata.all_stored)
@@ -82,12 +93,12 @@ class OrbaxFormat:
           UnsupportedCheckpoint: leaves that Orbax cannot hold, all of them listed; nothing has been written.
           DestinationError: the file system refused; nothing is left behind.
         """
-        from converter.formats.orbax_write import save
+        from converter.formats.orbax.writer import save
 
         save(tree, destination, progress, final)
 
 
-def _refuse_links_outside(location: orbax_layout.Location) -> None:
+def _refuse_links_outside(location: layout.Location) -> None:
     """Follows every symlink of the item: TensorStore would read whatever file a received checkpoint links to.
 
     Raises:
@@ -121,9 +132,9 @@ def _outside(link: str, target: str) -> UnreadableCheckpoint:
 
 def _read_metadata(directory: FilePath) -> tuple[ItemMetadata, Mapping[Path, Leaf]]:
     """The leaves of an item, and the values that stand in the msgpack file of an older one."""
-    legacy_file = directory / orbax_metadata.LEGACY_FILE
-    if (directory / orbax_metadata.METADATA_FILE).exists() or not legacy_file.is_file():
-        metadata = orbax_metadata.read_item_metadata(directory)
+    legacy_file = directory / LEGACY_FILE
+    if (directory / METADATA_FILE).exists() or not legacy_file.is_file():
+        metadata = read_item_metadata(directory)
         has_inline = any(entry.inline for entry in metadata.entries)
         legacy = read_legacy_tree(legacy_file) if has_inline else {}
         return metadata, {path: leaf for path, leaf in legacy.items() if isinstance(leaf, Leaf)}
@@ -132,7 +143,7 @@ def _read_metadata(directory: FilePath) -> tuple[ItemMetadata, Mapping[Path, Lea
         Entry(path, leaf.name, "np.ndarray") if isinstance(leaf, Placeholder) else Entry(path, "", "", inline=True)
         for path, leaf in legacy.items()
     )
-    orbax_metadata.refuse_shared_names(entries)
+    refuse_shared_names(entries)
     return ItemMetadata(entries), {path: leaf for path, leaf in legacy.items() if isinstance(leaf, Leaf)}
 
 
@@ -141,7 +152,7 @@ def _leaves(
 ) -> Iterator[tuple[Path, Leaf]]:
     """The leaves in the order of the file."""
     strings = Strings(directory)
-    keys = orbax_metadata.read_key_implementations(directory)
+    keys = read_key_implementations(directory)
     arrays = [entry for entry in metadata.entries if entry.is_array]
     specs = dict(zip((entry.path for entry in arrays), store.specs(arrays), strict=True))
     for entry in metadata.entries:
@@ -167,7 +178,7 @@ def _array_leaf(entry: Entry, spec: LeafSpec, implementation: str | None, store:
     return Leaf(spec, fetch)
 
 
-def _facts(location: orbax_layout.Location, metadata: ItemMetadata, store: ArrayStore) -> Iterator[tuple[str, str]]:
+def _facts(location: layout.Location, metadata: ItemMetadata, store: ArrayStore) -> Iterator[tuple[str, str]]:
     """What a person may want to know beside the tree."""
     saved = location.saved
     yield "layout", store.layout
@@ -175,10 +186,10 @@ def _facts(location: orbax_layout.Location, metadata: ItemMetadata, store: Array
     processes = sum(1 for _ in location.directory.glob(pattern))
     if processes > 1:
         yield "processes", str(processes)
-    handler = orbax_metadata.handler_of(saved, location.item or location.directory.name)
+    handler = handler_of(saved, location.item or location.directory.name)
     if handler:
         yield "written by", f"Orbax {handler}"
-    elif not (location.directory / orbax_metadata.METADATA_FILE).exists():
+    elif not (location.directory / METADATA_FILE).exists():
         yield "written by", "Orbax up to 0.2"
     committed = saved.get("commit_timestamp_nsecs")
     if isinstance(committed, int):
