@@ -7,8 +7,9 @@ from collections.abc import Iterable
 
 Row = tuple[str, ...]
 
-_NUMBER = re.compile(r"(?<![0-9A-Za-z\[,.])\d+(?![0-9A-Za-z.\]]|,\d)")
-"""Numbers that stand for an item (``layers_3``, ``layers/3``), not those of a dtype, a shape or a version."""
+_NUMBER = re.compile(r"(?<![0-9A-Za-z\[,.{…])(?:0|[1-9][0-9]*)(?![0-9A-Za-z.\]…}]|,\d)")
+"""Numbers that stand for an item (``layers_3``, ``layers/3``), not those of a dtype, a shape, a version or a row
+that is folded already. ``007`` is a name."""
 
 
 def fold(rows: Iterable[Row]) -> list[str]:
@@ -19,11 +20,16 @@ def fold(rows: Iterable[Row]) -> list[str]:
     """
     folded = [tuple(row) for row in rows]
     depth = max((len(_NUMBER.findall(row[0])) for row in folded if row), default=0)
-    for position in range(depth):
+    position = 0
+    while position < depth:
         groups: dict[Row, list[Row]] = {}
         for row in folded:
             groups.setdefault(_blank(row, position, "\0"), []).append(row)
-        folded = [_merged(members, position) for members in groups.values()]
+        merged = [row for members in groups.values() for row in _merged(members, position)]
+        if len(merged) == len(folded):
+            position += 1
+        else:  # a merged row has one number less: what stood before it is now at this position
+            folded = merged
     return _columns(folded)
 
 
@@ -49,15 +55,14 @@ def _blank(row: Row, position: int, by: str) -> Row:
     return tuple(replaced(cell) for cell in row)
 
 
-def _merged(members: list[Row], position: int) -> Row:
-    if len(members) == 1:
-        return members[0]
+def _merged(members: list[Row], position: int) -> list[Row]:
+    """The one row that stands for all members; the members themselves where they do not differ in a number."""
     numbers = sorted({int(number) for row in members if (number := _number(row, position)) is not None})
-    if not numbers:
-        return members[0]
+    if len(members) == 1 or len(numbers) < len(members):
+        return members
     run = numbers == list(range(numbers[0], numbers[-1] + 1))
     shown = f"{numbers[0]}…{numbers[-1]}" if run else ",".join(map(str, numbers))
-    return _blank(members[0], position, "{" + shown + "}")
+    return [_blank(members[0], position, "{" + shown + "}")]
 
 
 def _columns(rows: list[Row]) -> list[str]:

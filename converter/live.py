@@ -84,13 +84,17 @@ def nnx_state(steps: Iterable[Step], model: Model) -> nnx.State:
 
     The Variables keep the model's metadata (sharding names and the like): this is where it is re-attached.
     """
+    import jax
     from flax import nnx
 
-    variables = {state_path(keys): (keys, leaf) for keys, leaf in nnx.to_flat_state(nnx.state(model.module))}
+    values = {step.target: step.value() for step in steps}
     filled = []
-    for step in steps:
-        keys, leaf = variables[step.target]
-        value = step.value()
+    for keys, leaf in nnx.to_flat_state(nnx.state(model.module)):
+        held = raw_value(leaf)
+        paths = [state_path(keys) + inside for inside, _ in array_leaves(held)]
+        if not paths or not all(path in values for path in paths):
+            continue
+        value = jax.tree.unflatten(jax.tree.structure(held), [values[path] for path in paths])
         filled.append((keys, leaf.replace(value) if isinstance(leaf, nnx.Variable) else value))
     return nnx.from_flat_state(filled)
 

@@ -9,7 +9,7 @@ from converter.dialects.linen import LinenVariables
 from converter.dialects.nnx import NnxLayout
 from converter.errors import UsageError
 from converter.live import BARE_PARAMS, lift_linen, lift_nnx, linen_variables, nnx_state
-from converter.models import nnx_model
+from converter.models import nnx_model, nnx_state_model
 from converter.options import read_inputs, read_linen_model
 from converter.planning.planner import plan_state
 from converter.planning.request import Request
@@ -51,14 +51,15 @@ def nnx_to_linen(
 
     is_module = isinstance(module_or_state, nnx.Module)
     state = nnx.state(module_or_state) if is_module else module_or_state
+    lifted = lift_nnx(state)
     request = Request(
         to="linen",
-        nnx_model=nnx_model(module_or_state) if is_module else None,
+        nnx_model=nnx_model(module_or_state) if is_module else nnx_state_model(state),
         linen_model=read_linen_model(linen_module, read_inputs(inputs), linen_kwargs or {}),
         exact_dtypes=True,
         target=LinenVariables(),
     )
-    made = plan_state(NnxLayout(None), lift_nnx(state), request)
+    made = plan_state(NnxLayout(None), lifted, request)
     made.check()
     return linen_variables(made.steps)
 

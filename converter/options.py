@@ -111,9 +111,11 @@ def read_nnx_model(given: Any) -> Model | None:
         return None
     if isinstance(given, str):
         given = user_code.load(given)
+    from flax import linen as nn
     from flax import nnx
 
-    return nnx_model(given) if isinstance(given, nnx.Module) or not callable(given) else nnx_model_from_factory(given)
+    is_module = isinstance(given, nnx.Module | nn.Module)
+    return nnx_model(given) if is_module or not callable(given) else nnx_model_from_factory(given)
 
 
 def read_linen_model(given: Any, inputs: Sequence[Any] | None, kwargs: Mapping[str, Any]) -> Model | None:
@@ -128,8 +130,9 @@ def read_linen_model(given: Any, inputs: Sequence[Any] | None, kwargs: Mapping[s
     if isinstance(given, str):
         given = user_code.load(given)
     from flax import linen as nn
+    from flax import nnx
 
-    if not isinstance(given, nn.Module) and callable(given):
+    if callable(given) and not isinstance(given, nnx.Module | nn.Module):
         given = user_code.call(f"building the Linen model {getattr(given, '__name__', given)}", given)
     if inputs is None:
         raise UsageError(

@@ -11,7 +11,6 @@ in an ``nnx.State``.
 from __future__ import annotations
 
 import enum
-import fnmatch
 import functools
 import json
 import math
@@ -77,7 +76,7 @@ def parse_path(text: str) -> Path:
                 'Separate keys by single slashes; put a key that contains a slash in quotes: "a/b"/kernel.',
             )
         segment = match.group()
-        keys.append(json.loads(segment) if segment.startswith('"') else segment)
+        keys.append(_unquoted(segment, text) if segment.startswith('"') else segment)
         position = match.end()
         if position < len(text):
             position += 1
@@ -86,19 +85,33 @@ def parse_path(text: str) -> Path:
     return tuple(keys)
 
 
+def _unquoted(segment: str, text: str) -> Key:
+    try:
+        return str(json.loads(segment))
+    except ValueError as error:
+        raise UsageError(
+            f"cannot read the path {text!r}: {segment} is no JSON string ({error})",
+            "Inside quotes write backslashes, quotes and control characters as JSON does.",
+        ) from None
+
+
 def path_order(path: Path) -> tuple[tuple[int, int, str], ...]:
     """Sorting key: alphabetical, but numbers in numeric order (``layers/10`` after ``layers/2``)."""
     return tuple((0, int(key), "") if key.isascii() and key.isdigit() else (1, 0, key) for key in path)
 
 
 class PathGlob:
-    """A pattern over paths: ``*`` and ``?`` match within one key, a key ``**`` matches any number of keys."""
+    """A pattern over paths: ``*`` and ``?`` match within one key, a key ``**`` matches any number of keys.
+
+    No other character is special.
+    """
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self._keys = parse_path(text)
-        if not self._keys:
+        keys = parse_path(text)
+        if not keys:
             raise UsageError("an empty pattern matches no leaf", "Write a pattern such as 'params/**/kernel'.")
+        self._keys = tuple(None if key == "**" else _key_pattern(key) for key in keys)
 
     def matches(self, path: Path) -> bool:
         return _glob(self._keys, path)
@@ -107,12 +120,18 @@ class PathGlob:
         return f"PathGlob({self.text!r})"
 
 
-def _glob(pattern: Path, path: Path) -> bool:
+def _key_pattern(key: Key) -> re.Pattern[str]:
+    wild = {"*": ".*", "?": "."}
+    return re.compile("".join(wild.get(character, re.escape(character)) for character in key), re.DOTALL)
+
+
+def _glob(pattern: tuple[re.Pattern[str] | None, ...], path: Path) -> bool:
     if not pattern:
         return not path
-    if pattern[0] == "**":
-        return any(_glob(pattern[1:], path[start:]) for start in range(len(path) + 1))
-    return bool(path) and fnmatch.fnmatchcase(path[0], pattern[0]) and _glob(pattern[1:], path[1:])
+    first, rest = pattern[0], pattern[1:]
+    if first is None:
+        return any(_glob(rest, path[start:]) for start in range(len(path) + 1))
+    return bool(path) and first.fullmatch(path[0]) is not None and _glob(rest, path[1:])
 
 
 # Leaves ----------------------------------------------------------------------------------------------------------
@@ -215,7 +234,7 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     )
 
 
-_SPEC_TEXT = re.compile(r"\s*(?P<dtype>[A-Za-z_]\w*)\s*\[\s*(?P<shape>(?:\d+\s*(?:,\s*\d+\s*)*)?),?\s*\]\s*")
+_SPEC_TEXT = re.compile(r"\s*(?P<dtype>[A-Za-z_]\w*)\s*\[\s*(?P<shape>(?:\d+\s*(?:,\s*\d+\s*)*,?)?)\s*\]\s*")
 
 
 def parse_array_spec(text: str) -> LeafSpec:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 from converter.dialects.dialect import Dialect
-from converter.dialects.linen import LinenParams, LinenVariables, boxed_paths
+from converter.dialects.linen import BOXED_NAMES, LinenParams, LinenVariables, boxed_paths
 from converter.dialects.nnx import MODULE_MARK, VALUE, NnxLayout
 from converter.dialects.opt_state import MIRROR_FIELDS, OPT_STATE, STEP
 from converter.dialects.rng import random_state_paths
@@ -27,7 +27,7 @@ def readings(tree: Tree) -> tuple[Dialect, ...]:
     if unreadable(tree):
         return ()
     leaves = _full_leaves(tree)
-    suffix = next((key for key in (VALUE, "raw_value") if _all_wrapped(leaves, key)), None)
+    suffix = _wrapper(leaves)
     return _wrapped(tree, leaves, suffix) if suffix is not None else _bare(tree, leaves)
 
 
@@ -38,15 +38,38 @@ def unreadable(tree: Tree) -> str:
         return "it holds no arrays"
     if () in leaves:
         return f"it is a single leaf, {tree[()].spec}, not a tree of variables"
-    members = tree.children()
-    optax_fields = {field for key in members for field in tree.children(key)} & MIRROR_FIELDS
-    if all(key.isdigit() for key in members) and (optax_fields or all(isinstance(key, IndexKey) for key in members)):
+    suffix = _wrapper(leaves)
+    if suffix is None and _nnx_layout(tree, None).optimizer is None and _is_optax_state(tree):
         return "it is a sequence, as an optax state saved alone is, without the parameters it belongs to"
     return ""
 
 
 def _full_leaves(tree: Tree) -> list[Path]:
     return [path for path, leaf in tree.items() if leaf.spec.kind is not LeafKind.EMPTY]
+
+
+def _is_optax_state(tree: Tree) -> bool:
+    members = tree.children()
+    if not all(key.isdigit() for key in members):
+        return False
+    fields = {field for key in members for field in tree.children(key)}
+    return bool(fields & MIRROR_FIELDS) or (not fields and all(isinstance(key, IndexKey) for key in members))
+
+
+def _wrapper(leaves: list[Path]) -> str | None:
+    """The key that ends the path of every NNX Variable in the tree, if its leaves are Variables."""
+    return next((key for key in (VALUE, "raw_value") if _all_wrapped(leaves, key)), None)
+
+
+def _all_wrapped(leaves: list[Path], key: str) -> bool:
+    # The counters of flax 0.8.4's optimizer states are no Variables and have no wrapper.
+    inside = [path for path in leaves if OPT_STATE not in path[:2]] or leaves
+    bare = [path for path in inside if path[-1] != key or len(path) == 1]
+    if not bare:
+        return True
+    # Array attributes that are no Variables (the mask of a Conv) stand bare among Variables, but parameters never do.
+    parameters = {path[-2] for path in inside if path[-1] == key and len(path) > 1} & BOXED_NAMES
+    return bool(parameters) and not any(path[-1] in BOXED_NAMES for path in bare)
 
 
 def _wrapped(tree: Tree, leaves: list[Path], suffix: str) -> tuple[Dialect, ...]:
@@ -77,12 +100,6 @@ def _has_positions(tree: Tree) -> bool:
     return any(isinstance(key, IndexKey) for key in tree.children(OPT_STATE))
 
 
-def _all_wrapped(leaves: list[Path], key: str) -> bool:
-    # The counters of flax 0.8.4's optimizer states are no Variables and have no wrapper.
-    inside = [path for path in leaves if OPT_STATE not in path[:2]]
-    return all(path[-1] == key and len(path) > 1 for path in inside or leaves)
-
-
 def _linen(tree: Tree, leaves: list[Path]) -> Dialect:
     fields = set(tree.children())
     boxes = boxed_paths(tree)
@@ -91,7 +108,8 @@ def _linen(tree: Tree, leaves: list[Path]) -> Dialect:
         nested = PARAMS in inside and inside <= set(COLLECTIONS)
         skip = 2 if nested else 1
         boxed = frozenset(box[skip:] for box in boxes if box[0] == PARAMS)
-        return LinenTrainState(nested, boxed)
+        beside = frozenset(fields & set(COLLECTIONS) - {PARAMS}) if nested else frozenset[str]()
+        return LinenTrainState(nested, boxed, beside=beside)
     deep = all(len(path) > 1 for path in leaves)
     if deep and (PARAMS in fields or fields <= set(COLLECTIONS)):
         return LinenVariables(frozenset(box[1:] for box in boxes))
@@ -106,13 +124,16 @@ def _is_optimizer(tree: Tree, prefix: Path) -> bool:
 def _nnx_layout(tree: Tree, suffix: str | None) -> NnxLayout:
     """Finds the model and the optimizer in an NNX tree, whatever the keys they stand under."""
     fields = [key for key in tree.children() if key != MODULE_MARK]
-    if _is_optimizer(tree, ()):
-        return NnxLayout(suffix, ("model",) if "model" in fields else None, ())
     optimizers = [key for key in fields if _is_optimizer(tree, (key,))]
-    others = [key for key in fields if key not in optimizers]
-    if len(optimizers) == 1 and others and ("model" in others or len(others) == 1):
-        return NnxLayout(suffix, ("model" if "model" in others else others[0],), (optimizers[0],))
-    return NnxLayout(suffix)
+    models = [key for key in fields if key not in optimizers]
+    if len(optimizers) == 1 and models:
+        # Other fields beside the two have names of their own (ema, epoch …).
+        model = next((key for key in ("model", "0") if key in models), models[0] if len(models) == 1 else None)
+        if model is not None:
+            return NnxLayout(suffix, (model,), (optimizers[0],))
+    if {"model", STEP} <= set(fields):
+        return NnxLayout(suffix, ("model",), ())
+    return NnxLayout(suffix, None, ()) if _is_optimizer(tree, ()) else NnxLayout(suffix)
 
 
 def _looks_like_nnx(tree: Tree) -> bool:

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from converter.dialects.dialect import EMPTY_REASON, Framework, Ignored, Lifted
 from converter.training_state import PARAMS, Held, Part, Slot, TrainingState
-from converter.tree import Leaf, LeafKind, Path, Tree
+from converter.tree import Key, Leaf, LeafKind, Path, Tree
 
 BOX_KEY = "value"
 """``nn.Partitioned`` and ``nn.LogicallyPartitioned`` keep their array in this field; savers add it to the path and
@@ -26,10 +26,11 @@ def boxed_paths(paths: Iterable[Path]) -> frozenset[Path]:
     so the checkpoint counts as boxed only if one of Linen's own parameters is.
     """
     paths = list(paths)
-    children: dict[Path, int] = {}
+    children: dict[Path, set[Key]] = {}
     for path in paths:
-        children[path[:-1]] = children.get(path[:-1], 0) + 1
-    boxes = frozenset(path[:-1] for path in paths if path[-1:] == (BOX_KEY,) and children[path[:-1]] == 1)
+        for depth, key in enumerate(path):
+            children.setdefault(path[:depth], set()).add(key)
+    boxes = frozenset(path[:-1] for path in paths if path[-1:] == (BOX_KEY,) and len(children[path[:-1]]) == 1)
     return boxes if any(box and box[-1] in BOXED_NAMES for box in boxes) else frozenset()
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
 from converter.dialects.dialect import EMPTY_REASON, Framework, Ignored, Lifted
-from converter.dialects.opt_state import EMPTY_NODE, OPT_STATE, STEP, split_mirror
+from converter.dialects.opt_state import EMPTY_NODE, OPT_STATE, STEP, mixed_prefixes, split_mirror
 from converter.training_state import Held, Part, Slot, TrainingState
 from converter.tree import LeafKind, Path, Tree
 
@@ -49,11 +49,13 @@ class NnxLayout:
     def lift(self, tree: Tree) -> Lifted:
         plain = {path: self._unwrapped(path) for path in tree}
         variables = self._variables(plain.values())
+        full = [plain[path] for path, leaf in tree.items() if leaf.spec.kind is not LeafKind.EMPTY]
+        mixed = mixed_prefixes((path for path in full if not self._in_model(path)), variables)
         leaves: list[tuple[Slot, Held]] = []
         ignored: list[Ignored] = []
         for path, leaf in tree.items():
             source = plain[path]
-            slot = self._slot(source, variables)
+            slot = self._slot(source, variables, mixed)
             if leaf.spec.kind is not LeafKind.EMPTY:
                 leaves.append((slot, Held(source, leaf)))
             elif slot.part is Part.OPT_STATE and slot.is_mirror:
@@ -91,14 +93,14 @@ class NnxLayout:
     def _variables(self, paths: Iterable[Path]) -> set[Path]:
         return {path[len(self.model or ()) :] for path in paths if self._in_model(path)}
 
-    def _slot(self, path: Path, variables: set[Path]) -> Slot:
-        if self.optimizer is not None and self._in_optimizer(path):
-            field, *rest = path[len(self.optimizer) :]
-            if field == STEP:
-                return Slot(Part.STEP)
-            prefix, tail = split_mirror(tuple(rest), variables)
-            return Slot(Part.OPT_STATE, path=tail, prefix=prefix)
+    def _slot(self, path: Path, variables: Collection[Path], mixed: Collection[Path]) -> Slot:
         if self._in_model(path):
             return Slot(Part.VARIABLES, path=path[len(self.model or ()) :])
-        prefix, tail = split_mirror(path[1:], variables) if variables else (path[1:], ())
-        return Slot(Part.EXTRA, path=tail, prefix=path[:1] + prefix)
+        if not self._in_optimizer(path):
+            prefix, tail = split_mirror(path, variables, mixed) if variables else (path, ())
+            return Slot(Part.EXTRA, path=tail, prefix=prefix)
+        field = len(self.optimizer or ())
+        if path[field] == STEP:
+            return Slot(Part.STEP)
+        prefix, tail = split_mirror(path, variables, mixed)
+        return Slot(Part.OPT_STATE, path=tail, prefix=prefix[field + 1 :])

@@ -23,24 +23,36 @@ EMPTY_NODE = Leaf(empty_spec("node"), lambda: None)
 """An optax state without arrays, or the place of a masked-out parameter."""
 
 
-def split_mirror(path: Path, variables: Collection[Path]) -> tuple[Path, Path]:
+def split_mirror(path: Path, variables: Collection[Path], mixed: Collection[Path] = ()) -> tuple[Path, Path]:
     """Splits a path below ``opt_state`` into the way through the optax state and the path of a variable.
 
     The variable's path is the longest tail that names one, empty if none does. Without ``variables`` (an optimizer
     saved alone) it is what follows the first field known to mirror the parameters.
+
+    Args:
+      mixed: see ``mixed_prefixes``. A single key below one of them is no mirror, unless optax's name for the field says
+        so: the ``count`` of adam does not follow a variable of that name.
 
     Examples:
       ``0/mu/Dense_0/kernel`` → ``0/mu``, ``Dense_0/kernel``; ``0/count`` → ``0/count``, nothing.
     """
     if variables:
         for start in range(len(path)):
-            if path[start:] in variables:
+            tail = path[start:]
+            # One key alone may agree by chance, where other things stand beside it.
+            sure = len(tail) > 1 or path[:start] not in mixed or path[start - 1] in MIRROR_FIELDS
+            if sure and tail in variables:
                 return path[:start], path[start:]
         return path, ()
     for start, key in enumerate(path[:-1]):
         if key in MIRROR_FIELDS:
             return path[: start + 1], path[start + 1 :]
     return path, ()
+
+
+def mixed_prefixes(paths: Iterable[Path], variables: Collection[Path]) -> frozenset[Path]:
+    """The prefixes below which something stands that has no variable's path: they are no mirrors as a whole."""
+    return frozenset(path[:start] for path in paths for start in range(len(path)) if path[start:] not in variables)
 
 
 def as_positions(prefix: Path) -> Path:

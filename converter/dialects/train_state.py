@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from converter.dialects.dialect import EMPTY_REASON, Framework, Ignored, Lifted
 from converter.dialects.linen import boxed_paths, inner_path
-from converter.dialects.opt_state import EMPTY_NODE, OPT_STATE, STEP, as_positions, split_mirror
+from converter.dialects.opt_state import EMPTY_NODE, OPT_STATE, STEP, as_positions, mixed_prefixes, split_mirror
 from converter.training_state import COLLECTIONS, PARAMS, Held, Part, Slot, TrainingState
 from converter.tree import LeafKind, Path, Tree
 
@@ -22,11 +22,13 @@ class LinenTrainState:
         given the result of ``module.init``.
       boxed: paths of variables that are written with the ``value`` of a box.
       collections: fields that are collections of the model beyond the well-known ones.
+      beside: well-known collections that stand beside ``params`` although it is a whole variables dict.
     """
 
     nested: bool = False
     boxed: frozenset[Path] = frozenset()
     collections: frozenset[str] = frozenset()
+    beside: frozenset[str] = frozenset()
     framework: ClassVar[Framework] = "linen"
     title: ClassVar[str] = "Linen TrainState"
 
@@ -34,10 +36,12 @@ class LinenTrainState:
         boxes = boxed_paths(tree)
         plain = {path: path[:-1] if path[:-1] in boxes else path for path in tree}
         variables = self._variables(plain.values())
+        full = [plain[path] for path, leaf in tree.items() if leaf.spec.kind is not LeafKind.EMPTY]
+        mixed = mixed_prefixes((path for path in full if self._variable(path) is None), variables)
         leaves: list[tuple[Slot, Held]] = []
         ignored: list[Ignored] = []
         for path, leaf in tree.items():
-            slot = self._slot(plain[path], variables)
+            slot = self._slot(plain[path], variables, mixed)
             if leaf.spec.kind is not LeafKind.EMPTY:
                 leaves.append((slot, Held(plain[path], leaf)))
             elif slot.part is Part.OPT_STATE and slot.is_mirror:
@@ -53,7 +57,7 @@ class LinenTrainState:
         for path in paths:
             slot = self._variable(path)
             if slot is not None:
-                name = path[1:] if self.nested else slot.path
+                name = path[1:] if self.nested and path[0] == PARAMS else slot.path
                 # Where two collections use one path it is the parameter that the optimizer follows.
                 if slot.collection == PARAMS or name not in variables:
                     variables[name] = slot
@@ -67,26 +71,28 @@ class LinenTrainState:
             return Slot(Part.VARIABLES, field, inside)
         return None
 
-    def _slot(self, path: Path, variables: Mapping[Path, Slot]) -> Slot:
-        field, inside = str(path[0]), path[1:]
+    def _slot(self, path: Path, variables: Mapping[Path, Slot], mixed: Collection[Path]) -> Slot:
         variable = self._variable(path)
         if variable is not None:
             return variable
-        if field == STEP and not inside:
+        if path == (STEP,):
             return Slot(Part.STEP)
-        part, start = (Part.OPT_STATE, ()) if field == OPT_STATE else (Part.EXTRA, path[:1])
-        prefix, tail = split_mirror(inside, variables)
+        prefix, tail = split_mirror(path, variables, mixed)
+        part = Part.OPT_STATE if path[0] == OPT_STATE else Part.EXTRA
+        if part is Part.OPT_STATE:
+            prefix = prefix[1:]
         if not tail:
-            return Slot(part, prefix=start + prefix)
+            return Slot(part, prefix=prefix)
         variable = variables.get(tail, Slot(Part.VARIABLES, PARAMS, tail))
-        return Slot(part, variable.collection, variable.path, start + prefix)
+        return Slot(part, variable.collection, variable.path, prefix)
 
     def lower(self, slot: Slot) -> Path | None:
         inner = inner_path(slot.path, self.boxed)
-        if self.nested and slot.path:
+        nested = self.nested and slot.collection not in self.beside
+        if nested and slot.path:
             inner = (slot.collection, *inner)
         match slot.part:
-            case Part.VARIABLES if self.nested or slot.collection == PARAMS:
+            case Part.VARIABLES if nested or slot.collection == PARAMS:
                 return (PARAMS, *inner)
             case Part.VARIABLES:
                 return (slot.collection, *inner)

@@ -8,6 +8,7 @@ from converter.models.nnx import (
     collection_of,
     nnx_model,
     nnx_model_from_factory,
+    nnx_state_model,
     raw_value,
     state_path,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "linen_model",
     "nnx_model",
     "nnx_model_from_factory",
+    "nnx_state_model",
     "optimizer_state_leaves",
     "raw_value",
     "state_path",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from converter import user_code
@@ -40,6 +40,13 @@ def nnx_model_from_factory(factory: Callable[..., Any]) -> Model:
     return nnx_model(module, make)
 
 
+def nnx_state_model(state: nnx.State) -> Model:
+    """Describes a state: the types of its Variables are known, the containers of its modules are not."""
+    from flax import nnx
+
+    return Model("nnx", None, tuple(_variables(nnx.to_flat_state(state), state_path)))
+
+
 def nnx_model(module: nnx.Module, factory: Callable[[], Any] | None = None) -> Model:
     """Describes a concrete or abstract NNX module.
 
@@ -53,20 +60,22 @@ def nnx_model(module: nnx.Module, factory: Callable[[], Any] | None = None) -> M
             f"expected an nnx.Module, found {type(module).__name__}",
             "A Linen module belongs to --linen-model (linen_module=).",
         )
-    variables = []
-    for keys, leaf in nnx.to_flat_state(nnx.state(module)):
-        linen_path = _joined_items(module, keys)
+    flat = nnx.to_flat_state(nnx.state(module))
+    return Model("nnx", module, tuple(_variables(flat, lambda keys: _joined_items(module, keys))), factory)
+
+
+def _variables(flat: Iterable[tuple[Any, Any]], linen_path: Callable[[Sequence[Any]], Path]) -> Iterator[ModelVariable]:
+    from flax import nnx
+
+    for keys, leaf in flat:
         for inside, value in array_leaves(raw_value(leaf)):
-            variables.append(
-                ModelVariable(
-                    collection=collection_of(leaf),
-                    path=state_path(keys) + inside,
-                    spec=live_spec(value),
-                    linen_path=linen_path + inside,
-                    trainable=isinstance(leaf, nnx.Param),
-                )
+            yield ModelVariable(
+                collection=collection_of(leaf),
+                path=state_path(keys) + inside,
+                spec=live_spec(value),
+                linen_path=tuple(str(key) for key in linen_path(keys) + inside),
+                trainable=isinstance(leaf, nnx.Param),
             )
-    return Model("nnx", module, tuple(variables), factory)
 
 
 def state_path(keys: Sequence[Any]) -> Path:

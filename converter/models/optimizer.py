@@ -27,5 +27,13 @@ def optimizer_state_leaves(optimizer: Any, params: Any) -> list[tuple[Path, Leaf
             f"expected an optax.GradientTransformation, found {type(optimizer).__name__}", "Return it from the factory."
         )
     state = user_code.call("initialising the optimizer", lambda: jax.eval_shape(optimizer.init, params))
-    leaves = jax.tree_util.tree_flatten_with_path(state, is_leaf=lambda node: not jax.tree.leaves(node))[0]
+    leaves = jax.tree_util.tree_flatten_with_path(state, is_leaf=_is_empty)[0]
     return [(pytree_path(keys), live_spec(leaf)) for keys, leaf in leaves]
+
+
+def _is_empty(node: Any) -> bool:
+    """Whether a node has no members at all, as EmptyState() and MaskedNode() have none."""
+    import jax
+
+    structure = jax.tree.structure(node)
+    return bool(structure.num_leaves == 0 and structure.num_nodes == 1)

@@ -64,6 +64,13 @@ def lay_out(state: TrainingState, target: Dialect, findings: Findings) -> list[S
             )
         else:
             steps[path] = Step(path, _operation(slot, held, target), (held,))
+    for path, step in steps.items():
+        above = next((path[:depth] for depth in range(len(path)) if path[:depth] in steps), None)
+        if above is not None:
+            findings.refuse(
+                f"{format_path(step.sources[0].source)} goes below the leaf {format_path(above)}",
+                "Drop one of them with --drop.",
+            )
     return list(steps.values())
 
 

@@ -6,7 +6,7 @@ which only the first holds arrays; an ``nnx.Optimizer`` checkpoint shows that on
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from converter.dialects.opt_state import OPT_STATE, missing_positions
@@ -14,22 +14,25 @@ from converter.models import optimizer_state_leaves
 from converter.planning.findings import Findings
 from converter.planning.plan import Step
 from converter.rules.operations import Fill
-from converter.training_state import PARAMS
 from converter.tree import LeafKind, LeafSpec, Path, empty_spec, format_path, nest, numpy_dtype
 
 EMPTY_MEMBER = Fill(empty_spec("node"), "a member of the optimizer state without arrays")
 
 
-def empty_members(steps: Iterable[Step], optimizer: Any, findings: Findings) -> list[Step]:
+def empty_members(
+    steps: Iterable[Step], params: Mapping[Path, LeafSpec], optimizer: Any, findings: Findings
+) -> list[Step]:
     """The steps to add to those of a Linen train state, so that its optimizer state is complete.
+
+    Args:
+      params: the parameters by their path below ``params``.
 
     With the optax transformation at hand the result is exact, and every leaf is checked against it. Without, the gaps
     in front of known members are filled, and what may follow behind them is noted.
     """
-    specs = {step.target: step.spec for step in steps}
-    found = {path[1:]: spec for path, spec in specs.items() if path[0] == OPT_STATE}
+    found = {step.target[1:]: step.spec for step in steps if step.target[0] == OPT_STATE}
     if optimizer is not None:
-        return _exact(found, {path[1:]: spec for path, spec in specs.items() if path[0] == PARAMS}, optimizer, findings)
+        return _exact(found, params, optimizer, findings)
     if not found:
         return []
     findings.notes.append(
@@ -39,7 +42,9 @@ def empty_members(steps: Iterable[Step], optimizer: Any, findings: Findings) -> 
     return [_empty(path) for path in missing_positions(found)]
 
 
-def _exact(found: dict[Path, LeafSpec], params: dict[Path, LeafSpec], optimizer: Any, findings: Findings) -> list[Step]:
+def _exact(
+    found: Mapping[Path, LeafSpec], params: Mapping[Path, LeafSpec], optimizer: Any, findings: Findings
+) -> list[Step]:
     import jax
 
     structs = nest((path, jax.ShapeDtypeStruct(spec.shape, numpy_dtype(spec.dtype))) for path, spec in params.items())

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from converter.dialects import readings, unreadable
 from converter.dialects.dialect import FRAMEWORK_NAMES, Dialect, Framework, Lifted
+from converter.dialects.nnx import VALUE, NnxLayout
 from converter.dialects.train_state import LinenTrainState
 from converter.errors import UnsupportedCheckpoint, UsageError
 from converter.models import Model, RandomState
@@ -19,7 +20,7 @@ from converter.rules.match import Matching, Name, match_to_linen, match_to_nnx
 from converter.rules.operations import Fill
 from converter.rules.variable_types import assign_collections
 from converter.training_state import PARAMS, Part, Slot, TrainingState
-from converter.tree import Tree, format_path
+from converter.tree import LeafKind, LeafSpec, Path, Tree, format_path
 
 
 def make_plan(tree: Tree, request: Request) -> Plan:
@@ -29,7 +30,7 @@ def make_plan(tree: Tree, request: Request) -> Plan:
       UsageError: the tree belongs to the framework that is asked for.
       UnsupportedCheckpoint: there is nothing to convert.
     """
-    source = choose_reading(tree, request.to)
+    source = choose_reading(tree, request.to, request.nnx_model)
     if isinstance(source, LinenTrainState):
         source = replace(source, collections=_custom_collections(tree, request))
     made = plan_state(source, source.lift(tree), request)
@@ -40,8 +41,8 @@ def make_plan(tree: Tree, request: Request) -> Plan:
     return made
 
 
-def choose_reading(tree: Tree, to: Framework) -> Dialect:
-    """The most plausible dialect of the framework that is not ``to``.
+def choose_reading(tree: Tree, to: Framework, nnx_model: Model | None = None) -> Dialect:
+    """The most plausible dialect of the framework that is not ``to``; with a model, the one that finds most of it.
 
     Raises:
       UsageError: the tree can only be read as the framework asked for.
@@ -59,7 +60,19 @@ def choose_reading(tree: Tree, to: Framework) -> Dialect:
             f"the checkpoint is already {FRAMEWORK_NAMES[to]}: it reads as {possible[0].title}",
             f"Use {to}-to-{other} for the other direction, or inspect to see what it holds.",
         )
+    if isinstance(found, NnxLayout) and nnx_model is not None:
+        return _fitting(tree, found, nnx_model)
     return found
+
+
+def _fitting(tree: Tree, layout: NnxLayout, model: Model) -> NnxLayout:
+    """The layout with the wrappers under which most of the model's variables are found."""
+    paths = {variable.path for variable in model.variables}
+
+    def hits(candidate: NnxLayout) -> int:
+        return sum(slot.path in paths for slot in candidate.lift(tree).state if slot.part is Part.VARIABLES)
+
+    return max((layout, replace(layout, suffix=VALUE), replace(layout, suffix=None)), key=hits)
 
 
 def plan_state(source: Dialect, lifted: Lifted, request: Request) -> Plan:
@@ -79,11 +92,13 @@ def plan_state(source: Dialect, lifted: Lifted, request: Request) -> Plan:
         findings.refuse(problem, "Cast the array, or give the model the dtype of the checkpoint (param_dtype).")
     findings.notes += matching.notes + ([] if request.exact_dtypes else matching.dtypes)
     state = _renamed(state, matching)
+    for slot, first, second in state.collisions:
+        findings.refuse(f"{format_path(first)} and {format_path(second)} both become {slot}", "Drop one with --drop.")
     target = request.target or target_layout(state, request)
     steps = lay_out(state, target, findings)
     steps += _random_state(matching, target, request, findings)
     if isinstance(target, LinenTrainState) and source.framework == "nnx":
-        steps += empty_members(steps, request.optimizer, findings)
+        steps += empty_members(steps, _parameters(state, target), request.optimizer, findings)
     return Plan(
         source=source,
         target=target,
@@ -130,20 +145,18 @@ def _require_collections(state: TrainingState, nnx_model: Model | None, findings
 
 def _match(state: TrainingState, dropped: frozenset[Name], request: Request) -> Matching:
     variables = {_name(slot): held.leaf.spec for slot, held in state.items() if slot.part is Part.VARIABLES}
-    # An optimizer saved alone has no variables; its mirrors know their names.
-    sources = variables or {_name(slot): held.leaf.spec for slot, held in state.items() if slot.is_mirror}
+    # Mirrors know names too: those of an optimizer saved alone, or kept where their variable is dropped.
+    sources = {_name(slot): held.leaf.spec for slot, held in state.items() if slot.is_mirror} | variables
     models = (request.nnx_model, request.linen_model)
     nnx_model, linen_model = (_restricted(model, request, bool(variables)) for model in models)
     if request.to == "nnx":
-        return match_to_nnx(sources, dropped, nnx_model)
+        return match_to_nnx(sources, dropped, nnx_model, linen_model)
     return match_to_linen({n: s for n, s in sources.items() if n[0]}, dropped, nnx_model, linen_model)
 
 
 def _restricted(model: Model | None, request: Request, has_variables: bool) -> Model | None:
-    """The part of a model that the checkpoint can be expected to hold."""
-    if model is None or not has_variables:
-        return None
-    if not request.params_only:
+    """The part of a model that the checkpoint can be expected to name: an optimizer saved alone names parameters."""
+    if model is None or (has_variables and not request.params_only):
         return model
     return replace(model, variables=tuple(v for v in model.variables if v.collection == PARAMS))
 
@@ -161,6 +174,21 @@ def _renamed(state: TrainingState, matching: Matching) -> TrainingState:
         elif _name(slot) in matching.names:
             renamed.append((slot.renamed(*matching.names[_name(slot)]), held))
     return TrainingState(renamed)
+
+
+def _parameters(state: TrainingState, target: Dialect) -> dict[Path, LeafSpec]:
+    """The parameters by their path below ``params``; where an optimizer stands alone, as its moments show them."""
+    found: dict[Slot, LeafSpec] = {}
+    for slot, held in state.items():
+        variable = Slot(Part.VARIABLES, slot.collection, slot.path)
+        if slot == variable and slot.collection == PARAMS:
+            found[variable] = held.leaf.spec
+    if not found:
+        for slot, held in state.items():
+            if slot.is_mirror and held.leaf.spec.kind is not LeafKind.EMPTY:
+                found.setdefault(Slot(Part.VARIABLES, PARAMS, slot.path), held.leaf.spec)
+    paths = {target.lower(slot): spec for slot, spec in found.items()}
+    return {path[1:]: spec for path, spec in paths.items() if path}
 
 
 def _random_state(matching: Matching, target: Dialect, request: Request, findings: Findings) -> list[Step]:

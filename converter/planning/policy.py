@@ -54,7 +54,8 @@ def _reason(slot: Slot, held: Held, request: Request, used: set[PathGlob]) -> st
         return None
     if dropping:
         return f"--drop {dropping[0].text!r}"
-    if request.params_only and not (slot.part is Part.VARIABLES and slot.collection == PARAMS):
+    # A variable whose collection is undecided may be a parameter: that is for the user to say.
+    if request.params_only and not (slot.part is Part.VARIABLES and slot.collection in (PARAMS, "")):
         return "--params-only"
     if slot.part is Part.VARIABLES and slot.collection in RNG_COLLECTIONS and request.to == "linen":
         return "NNX random state: Linen takes it as an argument of apply (--keep carries it along)"

@@ -34,12 +34,24 @@ class Matching:
     unfilled: list[ModelVariable] = field(default_factory=list)
 
 
-def match_to_nnx(sources: Mapping[Name, LeafSpec], dropped: Collection[Name], model: Model | None) -> Matching:
+def match_to_nnx(
+    sources: Mapping[Name, LeafSpec],
+    dropped: Collection[Name],
+    nnx_model: Model | None,
+    linen_model: Model | None = None,
+) -> Matching:
     """Names for Linen variables in an NNX checkpoint; exact where the NNX model is given."""
-    if model is None:
+    matching = _match_to_nnx_model(sources, dropped, nnx_model) if nnx_model else Matching()
+    if nnx_model is None:
         cells = lstm_cells(path for _, path in sources)
-        renamed = {name: (name[0], rename_gate(name[1], cells, LINEN_GATE, NNX_GATE)) for name in sources}
-        return Matching(names=renamed)
+        for collection, path in sources:
+            matching.names[collection, path] = (collection, rename_gate(path, cells, LINEN_GATE, NNX_GATE))
+    if linen_model is not None:
+        _compare_with_own_model(sources, dropped, linen_model, matching)
+    return matching
+
+
+def _match_to_nnx_model(sources: Mapping[Name, LeafSpec], dropped: Collection[Name], model: Model) -> Matching:
     spellings = {variable.path: _spellings(variable.path, variable.linen_path) for variable in model.variables}
     cells = lstm_cells(path for paths in spellings.values() for path in paths)
 
@@ -47,7 +59,7 @@ def match_to_nnx(sources: Mapping[Name, LeafSpec], dropped: Collection[Name], mo
         for path in spellings[variable.path]:
             for spelled in (path, rename_gate(path, cells, NNX_GATE, LINEN_GATE)):
                 yield variable.collection, spelled
-                if variable.trainable:  # a subclass of Param (LoRAParam) is a plain parameter in hand-written Linen
+                if variable.trainable:  # a subclass of Param (LoRAParam) may be a plain parameter in hand-written Linen
                     yield PARAMS, spelled
 
     return _match_to_model(sources, dropped, model, linen_names)
@@ -67,11 +79,15 @@ def match_to_linen(
         return matching
     spellings = {name: _spellings(name[1], joined.get(name[1], name[1]), joined_numbers(name[1])) for name in sources}
     cells = lstm_cells(path for paths in spellings.values() for path in paths)
+    trainable = {v.path for v in nnx_model.variables if v.trainable} if nnx_model else set()
     by_target: dict[Name, list[Name]] = {}
     for name, paths_of_name in spellings.items():
+        # A subclass of Param (LoRAParam) may be a plain parameter in hand-written Linen.
+        collections = dict.fromkeys((name[0], PARAMS if name[1] in trainable else name[0]))
         for path in paths_of_name:
             for spelled in dict.fromkeys((path, rename_gate(path, cells, NNX_GATE, LINEN_GATE))):
-                by_target.setdefault((name[0], spelled), []).append(name)
+                for collection in collections:
+                    by_target.setdefault((collection, spelled), []).append(name)
     return _match_to_model(sources, dropped, linen_model, lambda v: by_target.get((v.collection, v.path), ()))
 
 
@@ -114,17 +130,18 @@ def _compare_with_own_model(
     sources: Mapping[Name, LeafSpec], dropped: Collection[Name], model: Model, matching: Matching
 ) -> None:
     """Checks a checkpoint against a model of its own framework."""
+    title = FRAMEWORK_NAMES[model.framework]
     known = {(variable.collection, variable.path): variable for variable in model.variables}
     for name, spec in sources.items():
         if name in known:
             _compare_specs(name, spec, known[name], matching)
         else:
             where = format_path((name[0], *name[1]))
-            matching.problems.append(f"{where}: {spec} in the checkpoint, no such variable in the NNX model")
+            matching.problems.append(f"{where}: {spec} in the checkpoint, no such variable in the {title} model")
     absent = [v for n, v in known.items() if n not in sources and n not in dropped and not v.is_random_state]
     for variable in absent:
         where = format_path((variable.collection, *variable.path))
-        matching.notes.append(f"{where} {variable.spec} is in the NNX model but not in the checkpoint")
+        matching.notes.append(f"{where} {variable.spec} is in the {title} model but not in the checkpoint")
 
 
 def _compare_specs(name: Name, found: LeafSpec, variable: ModelVariable, matching: Matching) -> None:

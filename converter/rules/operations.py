@@ -59,7 +59,8 @@ class CastCounter:
         """Raises: UnsupportedCheckpoint where the number does not fit the dtype."""
         counter = np.asarray(values[0])
         info = np.iinfo(numpy_dtype(self.dtype))
-        if counter.size and not (info.min <= counter.min() and counter.max() <= info.max):
+        whole = counter.dtype.kind in "iuO"  # a Python int of more than 64 bits makes an array of objects
+        if not whole or (counter.size and not (info.min <= counter.min() and counter.max() <= info.max)):
             raise UnsupportedCheckpoint(
                 f"step: expected a number from {info.min} to {info.max} ({self.dtype}), found {counter}",
                 "Drop it with --drop step.",

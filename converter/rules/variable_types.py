@@ -42,7 +42,7 @@ def assign_collections(
     sources = {slot.path: held.source for slot, held in state.items() if slot.part is Part.VARIABLES}
     authorities: list[Decide] = [
         lambda path: next((name for glob, name in told if glob.matches(path) or glob.matches(sources[path])), None),
-        _from_nnx_model(nnx_model),
+        _from_nnx_model(nnx_model),  # "" for an array that is no Variable: that is decided too
         random_state_paths(variables).get,
         _from_linen_model(linen_model),
         lambda path: PARAMS if path in mirrored else None,
@@ -50,7 +50,7 @@ def assign_collections(
     ]
     decided: dict[Path, str] = {}
     for path in variables:
-        decided[path] = next((found for found in (decide(path) for decide in authorities) if found), "")
+        decided[path] = next((found for found in (decide(path) for decide in authorities) if found is not None), "")
 
     def placed(slot: Slot, held: Held) -> tuple[Slot, Held]:
         collection = decided.get(slot.path, PARAMS) if slot.path else ""

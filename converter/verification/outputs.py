@@ -11,7 +11,7 @@ import numpy as np
 from converter import user_code
 from converter.errors import UsageError
 from converter.pytrees import pytree_path
-from converter.tree import LeafSpec, format_path, numpy_dtype
+from converter.tree import LeafKind, LeafSpec, format_path, numpy_dtype
 
 if TYPE_CHECKING:
     from flax import linen, nnx
@@ -93,7 +93,8 @@ def compare_outputs(
     """
     linen_kwargs, nnx_kwargs = dict(linen_kwargs or {}), dict(nnx_kwargs or {})
     left = user_code.call("calling the Linen model", linen_module.apply, variables, *inputs, **linen_kwargs)
-    if linen_kwargs.get("mutable"):
+    # flax.linen.Module.apply returns a pair unless mutable is False, even for an empty list.
+    if linen_kwargs.get("mutable", False) is not False:
         left = left[0]
     right = user_code.call("calling the NNX model", nnx_module, *inputs, **nnx_kwargs)
     described = tuple(_described(x) for x in inputs)
@@ -112,7 +113,14 @@ def _leaves(outputs: Any) -> list[tuple[str, np.ndarray[Any, Any]]]:
     import jax
 
     leaves = jax.tree_util.tree_flatten_with_path(outputs)[0]
-    return [(format_path(pytree_path(keys)) or "output", np.asarray(leaf)) for keys, leaf in leaves]
+    return [(format_path(pytree_path(keys)) or "output", _array(leaf)) for keys, leaf in leaves]
+
+
+def _array(leaf: Any) -> np.ndarray[Any, Any]:
+    import jax
+
+    is_key = hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
 
 
 def _difference(name: str, left: np.ndarray[Any, Any], right: np.ndarray[Any, Any]) -> OutputDifference:
@@ -141,13 +149,13 @@ def random_inputs(specs: Sequence[LeafSpec], seed: int = 0) -> tuple[Any, ...]:
     generator = np.random.default_rng(seed)
     made = []
     for spec in specs:
-        dtype = numpy_dtype(spec.dtype)
-        if dtype.kind in "iub":
+        dtype = numpy_dtype(spec.dtype) if spec.kind is LeafKind.ARRAY else None
+        if dtype is not None and (jnp.issubdtype(dtype, jnp.integer) or dtype.kind == "b"):
             values: Any = generator.integers(0, 2, spec.shape)
-        elif dtype.kind in "fcV":
+        elif dtype is not None and jnp.issubdtype(dtype, jnp.inexact):
             values = generator.standard_normal(spec.shape)
         else:
-            raise UsageError(f"cannot make random inputs of dtype {spec.dtype}", "Give them with --inputs SPEC.")
+            raise UsageError(f"cannot make random inputs of {spec}", "Give them with --inputs SPEC.")
         made.append(jnp.asarray(values).astype(dtype))
     return tuple(made)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from converter.planning.plan import Step
 from converter.tree import LeafKind, Tree, format_path
 from converter.verification.structure import Difference
 
-_SUB_BYTE = frozenset({"int2", "uint2", "int4", "uint4", "float4_e2m1fn"})
+_SUB_BYTE = re.compile(r"u?int[1-7]|float[4-7]_.*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,7 @@ def value_difference(expected: Any, found: Any) -> tuple[str, str] | None:
 def _bits(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """The bytes of each element: uint8 of shape [size, itemsize]."""
     flat = np.ascontiguousarray(array).reshape(-1)
-    if flat.dtype.name in _SUB_BYTE:
+    if _SUB_BYTE.fullmatch(flat.dtype.name):
         # Stored one to a byte, of which the upper bits mean nothing.
         flat = flat.astype(np.float32)
     return flat.view(np.uint8).reshape(flat.size, flat.dtype.itemsize)
