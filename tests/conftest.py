@@ -1,0 +1,44 @@
+"""What all tests share: a quiet JAX on the CPU, reproducible property tests, and the places of checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+# Before anything imports jax. The tests never need more than the CPU, even where there is more.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+hypothesis.settings.register_profile("default", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.register_profile("ci", parent=hypothesis.settings.get_profile("default"), derandomize=True)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet_logs() -> None:
+    """Orbax and JAX log through absl. Its logger needs absl's own class, so it is imported rather than named."""
+    with contextlib.suppress(ImportError):
+        from absl import logging
+
+        logging.set_verbosity(logging.ERROR)
+
+
+@pytest.fixture(scope="session")
+def fixtures_dir() -> Path:
+    """The directory of fixture scripts; the checkpoints are in ``checkpoints/NAME`` below, a ``card.json`` in each."""
+    return ROOT / "fixtures"
+
+
+@pytest.fixture(scope="session")
+def corpus_dir() -> Path:
+    """A larger collection of checkpoints by old and new library versions, which not every machine has."""
+    directory = ROOT.parent / "shared" / "corpus"
+    if not directory.is_dir():
+        pytest.skip("needs the checkpoint corpus in ../shared/corpus")
+    return directory
