@@ -10,7 +10,6 @@ import resource
 import struct
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path as FilePath
@@ -309,20 +308,19 @@ def test_a_file_that_shrinks_is_not_touched(tmp_path: FilePath) -> None:
 # Laziness --------------------------------------------------------------------------------------------------------
 
 MEASURE = """
-import sys, time
+import sys
 from pathlib import Path
 from converter.formats.msgpack import MsgpackFormat
 def peak():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) / 1024
-before, start = peak(), time.perf_counter()
+before = peak()
 tree = MsgpackFormat().open(Path(sys.argv[1])).tree
-opened = time.perf_counter() - start
 if sys.argv[2] == "all":
     assert not any(leaf.fetch().any() for leaf in tree.values())
 elif sys.argv[2] == "last":
     assert list(tree.values())[-1].fetch() == 5
 heavy = {"jax", "flax", "orbax", "tensorstore", "msgpack"} & set(sys.modules)
-print(len(tree), opened, peak() - before, *heavy)
+print(len(tree), peak() - before, *heavy)
 """
 
 
@@ -339,20 +337,19 @@ def sparse_file(file: FilePath, count: int, nbytes: int, *, last: bool) -> None:
         stream.truncate(stream.tell())
 
 
-def measured(file: FilePath, fetch: str) -> tuple[int, float, float, list[str]]:
+def measured(file: FilePath, fetch: str) -> tuple[int, float, list[str]]:
     if not FilePath("/proc/self/status").exists():
         pytest.skip("measures memory through /proc")
     command = [sys.executable, "-c", MEASURE, str(file), fetch]
     output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    return int(output[0]), float(output[1]), float(output[2]), output[3:]
+    return int(output[0]), float(output[1]), output[2:]
 
 
 def test_opening_reads_no_payload(tmp_path: FilePath) -> None:
     file = tmp_path / "large.msgpack"
     sparse_file(file, 4, 2**31, last=True)
-    leaves, seconds, megabytes, heavy = measured(file, "last")
+    leaves, megabytes, heavy = measured(file, "last")
     assert leaves == 5
-    assert seconds < 0.5
     assert megabytes < 20
     assert not heavy, "reading needs numpy alone"
 
@@ -360,7 +357,7 @@ def test_opening_reads_no_payload(tmp_path: FilePath) -> None:
 def test_reading_leaf_by_leaf_keeps_one_leaf_in_memory(tmp_path: FilePath) -> None:
     file = tmp_path / "large.msgpack"
     sparse_file(file, 16, 2**24, last=False)
-    leaves, _, megabytes, _ = measured(file, "all")
+    leaves, megabytes, _ = measured(file, "all")
     assert leaves == 16
     assert megabytes < 3 * 16 + 20
 
@@ -572,10 +569,8 @@ def test_errors_say_what_is_wrong(tmp_path: FilePath, name: str) -> None:
     data, message = {**DAMAGED, **UNSUPPORTED}[name]
     file = tmp_path / "bad.msgpack"
     file.write_bytes(data)
-    start = time.perf_counter()
     with pytest.raises(UnreadableCheckpoint if name in DAMAGED else UnsupportedCheckpoint) as caught:
         FORMAT.open(file)
-    assert time.perf_counter() - start < 1
     assert str(file) in caught.value.message
     assert message in caught.value.message
     assert caught.value.advice
@@ -622,11 +617,9 @@ SAMPLE = sample()
 
 
 def survives(data: bytes, directory: FilePath) -> None:
-    start = time.perf_counter()
     with suppress(ConverterError):
         for leaf in opened(data, directory).values():
             leaf.fetch()
-    assert time.perf_counter() - start < 1
 
 
 @many
