@@ -10,7 +10,7 @@ from typing import Unpack
 from converter.dialects import readings, unreadable
 from converter.dialects.dialect import Dialect, Framework
 from converter.errors import UnsupportedCheckpoint, UsageError, VerificationFailed
-from converter.formats import FORMATS, destination_format, open_checkpoint
+from converter.formats import FORMAT_TITLES, FORMATS, destination_format, open_checkpoint
 from converter.formats.checkpoint import Checkpoint, Format, Progress
 from converter.inspection import Inspection, inspect_checkpoint
 from converter.live import live_variables, restore_nnx
@@ -19,7 +19,7 @@ from converter.planning.plan import Plan
 from converter.planning.planner import make_plan
 from converter.report import Report
 from converter.run import check_destination, write_atomically
-from converter.tree import Tree
+from converter.tree import Tree, format_path
 from converter.verification.outputs import OutputsResult, compare_outputs
 from converter.verification.structure import compare_structure
 from converter.verification.values import compare_values
@@ -40,6 +40,9 @@ def inspect(path: str | os.PathLike[str], *, step: int | None = None, item: str 
       UsageError: no such step or item.
     """
     return inspect_checkpoint(open_checkpoint(FilePath(path), step=step, item=item))
+
+
+SHOWN_OBJECTIONS = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,14 +97,33 @@ def prepare(src: str | os.PathLike[str], to: Framework, *, to_format: str, **opt
     if others:
         note = f"only the item {source.item} is converted, not {', '.join(others)} (--item chooses)"
         made = replace(made, notes=(*made.notes, note))
+    if not made.problems:
+        _require_storable(made, format)
     return Conversion(source, format, job, made)
+
+
+def _require_storable(made: Plan, format: Format) -> None:
+    """Refuses leaves that the format has no form for, by the names they have in the source."""
+    objections = format.objections(made.tree())
+    if not objections:
+        return
+    held = {step.target: step.sources[0].source if step.sources else step.target for step in made.steps}
+    lines = [f"  {format_path(held[path])}: {why}" for path, why in objections.items()]
+    shown = lines[:SHOWN_OBJECTIONS]
+    if len(lines) > len(shown):
+        shown.append(f"  … and {len(lines) - len(shown)} more")
+    first = format_path(held[next(iter(objections))])
+    raise UnsupportedCheckpoint(
+        "\n".join([f"{FORMAT_TITLES[format.name]} cannot hold these leaves:", *shown]),
+        f"Leave them behind with --drop '{first}' and so on, or choose another format with --to-format.",
+    )
 
 
 def plan(src: str | os.PathLike[str], to: Framework, *, to_format: str = "orbax", **options: Unpack[Options]) -> Plan:
     """Plans a conversion without reading an array; ``Plan.problems`` says what would refuse it.
 
     Raises:
-      UnreadableCheckpoint, UnsupportedCheckpoint: the source cannot be read.
+      UnreadableCheckpoint, UnsupportedCheckpoint: the source cannot be read, or the format cannot hold a leaf.
       UsageError: the source belongs to ``to`` already, or the options do not fit together.
       ModelError: a model cannot be evaluated.
     """
@@ -161,7 +183,8 @@ def verify(
     destination = open_checkpoint(FilePath(dst))
     target = _opposite(source, destination)
     job = make_job(target.framework, options, to_format=destination.format, target=target)
-    made = make_plan(source.tree, job.request)
+    # Whichever random state the destination holds, the source has nothing to say about it.
+    made = make_plan(source.tree, replace(job.request, fill_random_state=False))
     made.check()
     return _verified(Report(str(src), str(dst), made), made, job, source.tree, destination.tree, progress)
 

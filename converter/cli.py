@@ -54,7 +54,7 @@ class NnxBundle(enum.StrEnum):
 Source = Annotated[FilePath, typer.Argument(metavar="SRC", help="The checkpoint to read; it is never written to.")]
 Destination = Annotated[FilePath, typer.Argument(metavar="DST", help="The checkpoint to make.")]
 Converted = Annotated[FilePath, typer.Argument(metavar="DST", help="The checkpoint that was made from SRC.")]
-Step = Annotated[int | None, typer.Option(help="Which step of SRC, where it holds several.  [default: the latest]")]
+Step = Annotated[int | None, typer.Option(help="Which step of SRC, where it holds several (default: the latest).")]
 Item = Annotated[str | None, typer.Option(metavar="NAME", help="Which item of SRC, where a step holds several.")]
 ParamsOnly = Annotated[bool, typer.Option("--params-only", help="Leave everything but the parameters behind.")]
 Drop = Annotated[
@@ -103,15 +103,15 @@ Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print nothing but er
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Print the whole plan.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 ToFormatOption = Annotated[
-    ToFormat | None, typer.Option(help="Format of DST.  [default: msgpack for *.msgpack, else orbax]")
+    ToFormat | None, typer.Option(help="Format of DST (default: msgpack for *.msgpack, else orbax).")
 ]
 LinenStyleOption = Annotated[
     LinenStyle | None,
-    typer.Option(help="Layout on the Linen side.  [default: train-state if SRC has training state, else variables]"),
+    typer.Option(help="Layout on the Linen side (default: train-state if SRC has training state, else variables)."),
 ]
 NnxStyleOption = Annotated[
     NnxStyle | None,
-    typer.Option(help="nnx.State (paths end in 'value') or pure dict.  [default: state, in msgpack pure]"),
+    typer.Option(help="nnx.State (paths end in 'value') or pure dict (default: state, in msgpack pure)."),
 ]
 NnxBundleOption = Annotated[NnxBundle, typer.Option(help="How a model and its optimizer stand together in DST.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan; read no array and write nothing.")]
@@ -123,8 +123,8 @@ NoVerify = Annotated[bool, typer.Option("--no-verify", help="Do not read the res
 @console.reporting_errors
 def inspect_command(
     path: Annotated[FilePath, typer.Argument(metavar="CKPT", help="A checkpoint of any kind.")],
-    step: Step = None,
-    item: Item = None,
+    step: Annotated[int | None, typer.Option(help="Which step, where there are several (default: the latest).")] = None,
+    item: Annotated[str | None, typer.Option(metavar="NAME", help="Which item, where a step holds several.")] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -183,8 +183,10 @@ def _conversion(to: Framework, without: Collection[str]) -> Any:
             **_models(nnx_model, linen_model, optimizer, input_specs, inputs, linen_kwargs, nnx_kwargs),
         )
         if dry_run:
-            console.show(conversion.plan, as_json=as_json, quiet=quiet)
+            if conversion.plan.problems and not (as_json or quiet):
+                print(conversion.plan.text(problems=False))
             conversion.plan.check()
+            console.show(conversion.plan, as_json=as_json, quiet=quiet)
             return
         with console.progress(conversion.plan, verify=not no_verify, shown=not (quiet or as_json)) as progress:
             report = conversion.run(dst, force=force, verify=not no_verify, progress=progress)
@@ -287,15 +289,18 @@ def _shared(
         "item": item,
         "drop": drop or [],
         "keep": keep or [],
-        "collections": dict(_collection(text) for text in collection or []),
+        "collections": _collections(collection or []),
     }
 
 
-def _collection(text: str) -> tuple[str, str]:
-    pattern, separator, name = text.rpartition("=")
-    if not separator or not pattern or not name:
-        raise UsageError(f"cannot read --collection {text!r}", "Write PATTERN=NAME, as in '**/pos_embed=params'.")
-    return pattern, name
+def _collections(texts: list[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for text in texts:
+        pattern, separator, name = text.rpartition("=")
+        if not separator or not pattern or not name:
+            raise UsageError(f"cannot read --collection {text!r}", "Write PATTERN=NAME, as in '**/pos_embed=params'.")
+        found.setdefault(pattern, name)
+    return found
 
 
 def _models(
@@ -325,5 +330,6 @@ def _models(
 
 def main() -> None:
     """The console script."""
+    console.prepare_streams()
     console.install_signal_handlers()
     app()

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import json
 import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
-from converter.errors import EXIT_INTERNAL, EXIT_INTERRUPTED, ConverterError, VerificationFailed
+from converter.errors import EXIT_DESTINATION, EXIT_INTERNAL, EXIT_INTERRUPTED, ConverterError
 
 if TYPE_CHECKING:
     from converter.formats.checkpoint import Progress
@@ -52,36 +54,75 @@ def reporting_errors(command: Command) -> Command:
             sys.stdout.flush()
         except (typer.Exit, typer.Abort):
             raise
-        except ConverterError as error:
-            if debug:
-                raise
-            _print_error(error, as_json)
-            raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
-            print("interrupted; the destination was not touched", file=sys.stderr)
+            _say("interrupted; the destination was not touched")
             raise typer.Exit(EXIT_INTERRUPTED) from None
         except BrokenPipeError:
-            # The reader of our output went away (`| head`): not worth a word, and nothing more can be written.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _close_output()  # the reader of our output went away (`| head`): not worth a word
             raise typer.Exit(0) from None
         except Exception as error:
             if debug:
-                raise
-            kind, *lines = type(error).__name__, *str(error).splitlines()[:1]
-            message = f"unexpected {': '.join([kind, *lines])}"
-            advice = "This is a defect of flax-convert: run again with --debug and report what it prints."
-            _print_error(ConverterError(message, advice), as_json, EXIT_INTERNAL)
-            raise typer.Exit(EXIT_INTERNAL) from None
+                traceback.print_exc()
+            found = _as_error(error)
+            if as_json:
+                wanted = {"message": found.message, "advice": found.advice, "exit_code": found.exit_code}
+                print_json({"ok": False, **found.details, "error": wanted})
+            _say(f"{_red('error:')} {found}")
+            raise typer.Exit(found.exit_code) from None
 
     return guarded  # type: ignore[return-value]
 
 
-def _print_error(error: ConverterError, as_json: bool, exit_code: int | None = None) -> None:
-    if as_json:
-        report = error.report.to_json() if isinstance(error, VerificationFailed) else {"ok": False}  # type: ignore[attr-defined]
-        found = {"message": error.message, "advice": error.advice, "exit_code": exit_code or error.exit_code}
-        print_json({**report, "error": found})
-    print(f"{_red('error:')} {error}", file=sys.stderr)
+class _OutputFailed(ConverterError):
+    """Standard output cannot be written."""
+
+    exit_code = EXIT_DESTINATION
+
+
+class _Defect(ConverterError):
+    """Something nobody thought of."""
+
+    exit_code = EXIT_INTERNAL
+
+
+def _as_error(error: Exception) -> ConverterError:
+    if isinstance(error, ConverterError):
+        return error
+    if isinstance(error, OSError) and error.filename is None and not _output_works():
+        return _OutputFailed(f"standard output cannot be written: {error.strerror}", "Write it to another place.")
+    first = next(iter(str(error).splitlines()), "")
+    return _Defect(
+        f"unexpected {type(error).__name__}: {first}",
+        "This is a defect of flax-convert: run again with --debug and report what it prints.",
+    )
+
+
+def _output_works() -> bool:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _close_output()
+        return False
+    return True
+
+
+def _close_output() -> None:
+    """Nothing more can be written; without this the interpreter would complain when it leaves."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def prepare_streams() -> None:
+    """Makes both streams take any text: characters that an encoding lacks become question marks, no stream is none."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _red(text: str) -> str:

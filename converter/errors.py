@@ -6,7 +6,8 @@ exactly ``str(error)`` and leaves with ``error.exit_code``; a traceback appears 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from converter.folding import fold
 
@@ -37,14 +38,16 @@ class ConverterError(Exception):
     Args:
       message: what is wrong, where, what was expected and what was found; one or more full lines.
       advice: what the user can do about it; printed on a line of its own.
+      details: what a machine may want to know beside it (the plan, the report), as plain JSON values.
     """
 
     exit_code = EXIT_INPUT
 
-    def __init__(self, message: str, advice: str = "") -> None:
+    def __init__(self, message: str, advice: str = "", details: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.advice = advice
+        self.details = dict(details or {})
 
     def __str__(self) -> str:
         return f"{self.message}\n{self.advice}" if self.advice else self.message
@@ -83,25 +86,30 @@ class ConversionRefused(ConverterError):
       headline: one line that says what was attempted.
       problems: one entry for every leaf or rule at fault; shown folded, where they differ in one number only.
       advice: what settles most of the problems.
+      details: the plan as plain JSON values.
     """
 
     exit_code = EXIT_REFUSED
     SHOWN = 40
 
-    def __init__(self, headline: str, problems: Sequence[str], advice: str = "") -> None:
+    def __init__(
+        self, headline: str, problems: Sequence[str], advice: str = "", details: Mapping[str, Any] | None = None
+    ) -> None:
         self.problems = tuple(problems)
         folded = fold((problem,) for problem in self.problems)
         lines = [headline, *(f"  {line}" for line in folded[: self.SHOWN])]
         if len(folded) > self.SHOWN:
             lines.append(f"  … and {len(folded) - self.SHOWN} more")
-        super().__init__("\n".join(lines), advice)
+        super().__init__("\n".join(lines), advice, details)
 
 
 class VerificationFailed(ConverterError):
-    """The converted checkpoint differs from its source (exit code 1); ``report`` holds every difference found."""
+    """The converted checkpoint differs from its source (exit code 1); ``report`` is the ``Report`` with every
+    difference found.
+    """
 
     exit_code = EXIT_DIFFERENCE
 
-    def __init__(self, message: str, report: object, advice: str = "") -> None:
-        super().__init__(message, advice)
+    def __init__(self, message: str, report: Any, advice: str = "") -> None:
+        super().__init__(message, advice, report.to_json())
         self.report = report

@@ -124,17 +124,25 @@ def restore_nnx(held: TrainingState, model: Model) -> nnx.Module:
             "the checkpoint lacks variables of the NNX model: " + ", ".join(format_path(v.path) for v in missing[:8]),
             "Give the model that the checkpoint belongs to.",
         )
+    import jax
+
     graph, state = nnx.split(model.module)
     random_paths = {variable.path: variable for variable in model.variables if variable.is_random_state}
+
+    def restored(path: Path, own: Any) -> Any:
+        if path in stored:
+            return live_value(stored[path].leaf)
+        if path in random_paths:
+            return _typed(random_paths[path].spec, random_state.reader(random_paths[path])())
+        if isinstance(own, jax.ShapeDtypeStruct):
+            raise ModelError(f"{format_path(path)} is a plain array of the NNX model that the checkpoint does not hold")
+        return own
+
     flat = []
     for keys, leaf in nnx.to_flat_state(state):
-        path = state_path(keys)
-        if path in stored:
-            value = live_value(stored[path].leaf)
-        elif path in random_paths:
-            value = _typed(random_paths[path].spec, random_state.reader(random_paths[path])())
-        else:
-            raise ModelError(f"{format_path(path)} is a plain array of the NNX model that no checkpoint of Linen holds")
+        own = raw_value(leaf)
+        values = [restored(state_path(keys) + inside, value) for inside, value in array_leaves(own)]
+        value = jax.tree.unflatten(jax.tree.structure(own), values)
         flat.append((keys, leaf.replace(value) if isinstance(leaf, nnx.Variable) else value))
     return nnx.merge(graph, nnx.from_flat_state(flat))
 

@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 
 from converter import user_code
 from converter.dialects.dialect import Dialect, Framework
-from converter.errors import UsageError
+from converter.errors import ModelError, UsageError
 from converter.models import Model, linen_model, nnx_model, nnx_model_from_factory
 from converter.planning.request import LinenStyle, NnxBundle, NnxStyle, Request
 from converter.tree import LeafKind, LeafSpec, PathGlob, parse_array_spec
@@ -179,8 +179,17 @@ def _as_spec(value: Any) -> LeafSpec | None:
 def _read_optimizer(given: Any) -> Any:
     if isinstance(given, str):
         given = user_code.load(given)
-    if given is None or hasattr(given, "init"):
+    if given is None or _is_optimizer(given):
         return given
-    if not callable(given):
-        raise UsageError(f"expected an optax.GradientTransformation or a factory, found {type(given).__name__}")
-    return user_code.call(f"building the optimizer {getattr(given, '__name__', given)}", given)
+    if callable(given):
+        given = user_code.call(f"building the optimizer {getattr(given, '__name__', given)}", given)
+    if not _is_optimizer(given):
+        raise ModelError(
+            f"expected an optax.GradientTransformation as the optimizer, found {type(given).__name__} ({given})"[:300],
+            "Name a factory that returns one.",
+        )
+    return given
+
+
+def _is_optimizer(given: Any) -> bool:
+    return hasattr(given, "init") and hasattr(given, "update")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path as FilePath
 
 from converter.errors import DestinationError
-from converter.formats.checkpoint import Format, Progress
+from converter.formats.checkpoint import Format, Progress, undisturbed
 from converter.tree import Tree
 
 
@@ -22,19 +23,27 @@ def check_destination(source: FilePath, destination: FilePath, force: bool) -> N
     real_source, real_destination = source.resolve(), destination.resolve()
     if real_destination == real_source or real_source in real_destination.parents:
         raise DestinationError(
-            f"{destination} lies inside the source {source}", "The source is never written to: choose another place."
+            f"{destination} is the source {source}, or lies inside it",
+            "The source is never written to: choose another place.",
         )
     if real_destination in real_source.parents:
         raise DestinationError(f"{destination} contains the source {source}", "Choose another place.")
     if os.path.lexists(destination) and not force:
         raise DestinationError(f"{destination} exists already", "Choose another name, or replace it with --force.")
+    if destination.name in ("", ".."):
+        raise DestinationError(f"{destination} names no new file or directory", "Choose another name.")
     for parent in destination.parents:
         if os.path.lexists(parent):
             if not parent.is_dir():
-                raise DestinationError(f"{destination} cannot be created: {parent} is not a directory")
+                raise DestinationError(f"{destination} cannot be created: {parent} is not a directory", _ELSEWHERE)
             if not os.access(parent, os.W_OK | os.X_OK):
-                raise DestinationError(f"{destination} cannot be created: no permission to write in {parent}")
+                raise DestinationError(
+                    f"{destination} cannot be created: no permission to write in {parent}", _ELSEWHERE
+                )
             return
+
+
+_ELSEWHERE = "Choose another place."
 
 
 def write_atomically(
@@ -55,30 +64,55 @@ def write_atomically(
       DestinationError: the file system refused, or the destination appeared meanwhile.
     """
     created = _make_parents(destination)
-    temporary = destination.with_name(f".{destination.name}.unfinished-{secrets.token_hex(4)}")
+    # The name says whose it is after a power failure; it does not grow with the destination's.
+    temporary = destination.with_name(f".flax-convert-unfinished-{secrets.token_hex(4)}")
     try:
-        format.write(tree, temporary, progress, final=destination)
+        with _naming(temporary, destination):
+            format.write(tree, temporary, progress, final=destination)
         check(temporary)
         _publish(temporary, destination, force)
     except BaseException:
-        remove(temporary)
-        for parent in created:
-            parent.rmdir()
+        with undisturbed():
+            remove(temporary)
+            _remove_empty(created)
         raise
 
 
 def _make_parents(destination: FilePath) -> list[FilePath]:
     """Creates the missing directories above the destination; returns them, innermost first."""
-    missing = [parent for parent in destination.parents if not parent.exists()]
+    missing = [parent for parent in destination.parents if not os.path.lexists(parent)]
+    created: list[FilePath] = []
+    for parent in reversed(missing):
+        try:
+            parent.mkdir()
+        except OSError as error:
+            _remove_empty(created)
+            raise DestinationError(f"{parent} cannot be created: {error.strerror}", _ELSEWHERE) from error
+        created.insert(0, parent)
+    return created
+
+
+def _remove_empty(directories: list[FilePath]) -> None:
+    """Removes directories that were made for the destination, innermost first, unless somebody uses them."""
+    for directory in directories:
+        with contextlib.suppress(OSError):
+            directory.rmdir()
+
+
+@contextlib.contextmanager
+def _naming(temporary: FilePath, destination: FilePath) -> Iterator[None]:
+    """Lets errors speak of the destination that the user named, not of the temporary file beside it."""
     try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DestinationError(f"{destination.parent} cannot be created: {error.strerror}") from error
-    return missing
+        yield
+    except DestinationError as error:
+        for name in (os.path.abspath(temporary), str(temporary)):
+            error.message = error.message.replace(name, str(destination))
+            error.advice = error.advice.replace(name, str(destination))
+        raise
 
 
 def _publish(temporary: FilePath, destination: FilePath, force: bool) -> None:
-    replaced = destination.with_name(f".{destination.name}.replaced-{secrets.token_hex(4)}")
+    replaced = destination.with_name(f".flax-convert-replaced-{secrets.token_hex(4)}")
     try:
         if os.path.lexists(destination):
             if not force:
@@ -88,7 +122,7 @@ def _publish(temporary: FilePath, destination: FilePath, force: bool) -> None:
     except OSError as error:
         if os.path.lexists(replaced) and not os.path.lexists(destination):
             os.rename(replaced, destination)
-        raise DestinationError(f"{destination} cannot be written: {error.strerror}") from error
+        raise DestinationError(f"{destination} cannot be written: {error.strerror}", _ELSEWHERE) from error
     remove(replaced)
 
 

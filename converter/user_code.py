@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
 import importlib.util
 import inspect
@@ -40,10 +41,7 @@ def load(spec: str) -> Callable[..., Any]:
 def _import_module(name: str) -> Any:
     if "" not in sys.path:
         sys.path.insert(0, "")  # as `python -m` does: modules of the working directory can be named
-    try:
-        return importlib.import_module(name)
-    except Exception as error:
-        raise _failed(f"importing {name}", error) from error
+    return call(f"importing {name}", importlib.import_module, name)
 
 
 def _import_file(name: str) -> Any:
@@ -58,20 +56,21 @@ def _import_file(name: str) -> Any:
         raise ModelError(f"{name} is not a Python file")
     module = importlib.util.module_from_spec(module_spec)
     sys.modules.setdefault(path.stem, module)
-    try:
-        module_spec.loader.exec_module(module)
-    except Exception as error:
-        raise _failed(f"importing {name}", error) from error
+    call(f"importing {name}", module_spec.loader.exec_module, module)
     return module
 
 
 def call(what: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Calls user code; whatever it raises becomes a ``ModelError`` that says what was being done."""
+    """Calls user code; whatever it raises becomes a ``ModelError`` that says what was being done.
+
+    What it prints goes to standard error: standard output belongs to the result.
+    """
     try:
-        return function(*args, **kwargs)
+        with contextlib.redirect_stdout(sys.stderr):
+            return function(*args, **kwargs)
     except ConverterError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _failed(what, error) from error
 
 
@@ -98,13 +97,13 @@ def parse_kwargs(text: str) -> dict[str, Any]:
         if call_node.args or any(keyword.arg is None for keyword in call_node.keywords):
             raise ValueError
         return {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call_node.keywords}
-    except (SyntaxError, ValueError, AssertionError):
+    except (SyntaxError, ValueError, TypeError, AssertionError, RecursionError, MemoryError):
         raise UsageError(
             f"cannot read the keyword arguments {text!r}", "Write them as in a call, with literals: 'train=False'."
         ) from None
 
 
-def _failed(what: str, error: Exception) -> ModelError:
+def _failed(what: str, error: BaseException) -> ModelError:
     lines = str(error).strip().splitlines() or [""]
     shown = "\n  ".join(lines[:8] + (["…"] if len(lines) > 8 else []))
     return ModelError(f"{what} failed: {type(error).__name__}: {shown}", "Use --debug to see the traceback.")

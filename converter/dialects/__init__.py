@@ -38,8 +38,7 @@ def unreadable(tree: Tree) -> str:
         return "it holds no arrays"
     if () in leaves:
         return f"it is a single leaf, {tree[()].spec}, not a tree of variables"
-    suffix = _wrapper(leaves)
-    if suffix is None and _nnx_layout(tree, None).optimizer is None and _is_optax_state(tree):
+    if _nnx_layout(tree, _wrapper(leaves)).optimizer is None and _is_optax_state(tree):
         return "it is a sequence, as an optax state saved alone is, without the parameters it belongs to"
     return ""
 
@@ -48,12 +47,21 @@ def _full_leaves(tree: Tree) -> list[Path]:
     return [path for path, leaf in tree.items() if leaf.spec.kind is not LeafKind.EMPTY]
 
 
+_OPTAX_FIELDS = MIRROR_FIELDS | {
+    "count", "hyperparams", "hyperparams_states", "inner_state", "inner_states", "inner_opt_state", "mini_step",
+    "gradient_step", "skip_state", "notfinite_count", "last_finite", "total_notfinite",
+}  # fmt: skip
+
+
 def _is_optax_state(tree: Tree) -> bool:
+    """Whether the tree is the tuple that an optax state is, saved without anything else."""
     members = tree.children()
     if not all(key.isdigit() for key in members):
         return False
-    fields = {field for key in members for field in tree.children(key)}
-    return bool(fields & MIRROR_FIELDS) or (not fields and all(isinstance(key, IndexKey) for key in members))
+    fields = {field for key in members for field in tree.children(key)} - {VALUE, "raw_value"}
+    if not fields:
+        return all(isinstance(key, IndexKey) for key in members)
+    return fields <= _OPTAX_FIELDS
 
 
 def _wrapper(leaves: list[Path]) -> str | None:
@@ -78,9 +86,10 @@ def _wrapped(tree: Tree, leaves: list[Path], suffix: str) -> tuple[Dialect, ...]
     fields = tree.children()
     if isinstance(linen, LinenTrainState) and (PARAMS in fields or _has_positions(tree)):
         return (linen,)
+    mixed = any(path[-1] != suffix for path in leaves if OPT_STATE not in path[:2])
     if PARAMS in fields:
-        return (linen, nnx)
-    return (nnx,)
+        return (linen,) if mixed else (linen, nnx)
+    return (nnx, linen) if mixed and nnx.optimizer is None else (nnx,)
 
 
 def _bare(tree: Tree, leaves: list[Path]) -> tuple[Dialect, ...]:

@@ -15,6 +15,8 @@ FORMATS: dict[str, Format] = {
     "msgpack": MsgpackFormat(),
 }
 
+FORMAT_TITLES: dict[str, str] = {"orbax": "an Orbax checkpoint", "msgpack": "a msgpack file"}
+
 SUFFIXES: dict[str, str] = {".msgpack": "msgpack"}
 """Destinations with such a name get that format; all others become Orbax directories."""
 
@@ -34,8 +36,12 @@ def open_checkpoint(path: FilePath, *, step: int | None = None, item: str | None
     """
     if not os.path.lexists(path):
         raise UnreadableCheckpoint(f"{path}: no such file or directory", _nearby(path))
+    if not os.path.exists(path):
+        raise UnreadableCheckpoint(f"{path} is a link to {os.readlink(path)}, which does not exist", _nearby(path))
+    if not path.is_file() and not path.is_dir():
+        raise UnreadableCheckpoint(f"{path} is no file or directory but a pipe, socket or device", "Name a checkpoint.")
     if not os.access(path, os.R_OK):
-        raise UnreadableCheckpoint(f"{path}: no permission to read it")
+        raise UnreadableCheckpoint(f"{path}: no permission to read it", "Ask its owner.")
     if path.is_file() and path.stat().st_size == 0:
         raise UnreadableCheckpoint(f"{path} is an empty file", "Its writer was probably interrupted: save it again.")
     for format in FORMATS.values():

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Protocol
 
-from converter.tree import Tree
+from converter.tree import Path, Tree
 
 Progress = Callable[[int, int], None]
 """Called with the (bytes, leaves) done since the last call, after each piece of work."""
@@ -57,6 +60,9 @@ class Format(Protocol):
           UsageError: no such step or item, or several items and none chosen.
         """
 
+    def objections(self, tree: Tree) -> Mapping[Path, str]:
+        """Why the format cannot hold some leaves, by their path; found without reading arrays."""
+
     def write(self, tree: Tree, destination: FilePath, progress: Progress, *, final: FilePath | None = None) -> None:
         """Writes ``tree`` to ``destination``, which does not exist; complete when it returns.
 
@@ -67,3 +73,17 @@ class Format(Protocol):
           UnsupportedCheckpoint: a leaf that this format cannot hold.
           DestinationError: the file system refused.
         """
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Holds back Ctrl-C and SIGTERM while something is tidied up."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

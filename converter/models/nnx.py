@@ -34,9 +34,15 @@ def nnx_model_from_factory(factory: Callable[..., Any]) -> Model:
 
     make = nnx_factory(factory)
     name = getattr(factory, "__name__", str(factory))
+
     # Variables with sharding names would ask for a mesh, which describing them does not need.
+    def checked() -> nnx.Module:
+        module = make()
+        _require_module(module)
+        return module
+
     with nnx.use_eager_sharding(False):
-        module = user_code.call(f"building the NNX model {name}", nnx.eval_shape, make)
+        module = user_code.call(f"building the NNX model {name}", nnx.eval_shape, checked)
     return nnx_model(module, make)
 
 
@@ -55,13 +61,19 @@ def nnx_model(module: nnx.Module, factory: Callable[[], Any] | None = None) -> M
     """
     from flax import nnx
 
+    _require_module(module)
+    flat = nnx.to_flat_state(nnx.state(module))
+    return Model("nnx", module, tuple(_variables(flat, lambda keys: _joined_items(module, keys))), factory)
+
+
+def _require_module(module: Any) -> None:
+    from flax import nnx
+
     if not isinstance(module, nnx.Module):
         raise ModelError(
             f"expected an nnx.Module, found {type(module).__name__}",
             "A Linen module belongs to --linen-model (linen_module=).",
         )
-    flat = nnx.to_flat_state(nnx.state(module))
-    return Model("nnx", module, tuple(_variables(flat, lambda keys: _joined_items(module, keys))), factory)
 
 
 def _variables(flat: Iterable[tuple[Any, Any]], linen_path: Callable[[Sequence[Any]], Path]) -> Iterator[ModelVariable]:

@@ -64,6 +64,8 @@ def lay_out(state: TrainingState, target: Dialect, findings: Findings) -> list[S
             )
         else:
             steps[path] = Step(path, _operation(slot, held, target), (held,))
+    if isinstance(target, NnxLayout):
+        _refuse_nesting(state, findings)
     for path, step in steps.items():
         above = next((path[:depth] for depth in range(len(path)) if path[:depth] in steps), None)
         if above is not None:
@@ -72,6 +74,19 @@ def lay_out(state: TrainingState, target: Dialect, findings: Findings) -> list[S
                 "Drop one of them with --drop.",
             )
     return list(steps.values())
+
+
+def _refuse_nesting(state: TrainingState, findings: Findings) -> None:
+    """In NNX one attribute cannot be a Variable and a module; two collections of Linen may use a name as both."""
+    variables = {slot.path: held.source for slot, held in state.items() if slot.part is Part.VARIABLES}
+    for path, source in variables.items():
+        for depth in range(1, len(path)):
+            if path[:depth] in variables:
+                findings.refuse(
+                    f"{format_path(variables[path[:depth]])} and {format_path(source)} need one name for a Variable "
+                    "and for a module",
+                    "Drop one of them with --drop.",
+                )
 
 
 def _operation(slot: Slot, held: Held, target: Dialect) -> Operation:

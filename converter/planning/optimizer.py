@@ -20,19 +20,20 @@ EMPTY_MEMBER = Fill(empty_spec("node"), "a member of the optimizer state without
 
 
 def empty_members(
-    steps: Iterable[Step], params: Mapping[Path, LeafSpec], optimizer: Any, findings: Findings
+    steps: Iterable[Step], params: Mapping[Path, LeafSpec], optimizer: Any, findings: Findings, *, checked: bool = True
 ) -> list[Step]:
     """The steps to add to those of a Linen train state, so that its optimizer state is complete.
 
     Args:
       params: the parameters by their path below ``params``.
+      checked: whether the shapes of ``params`` are known to be theirs; moments alone may be factored.
 
     With the optax transformation at hand the result is exact, and every leaf is checked against it. Without, the gaps
     in front of known members are filled, and what may follow behind them is noted.
     """
     found = {step.target[1:]: step.spec for step in steps if step.target[0] == OPT_STATE}
     if optimizer is not None:
-        return _exact(found, params, optimizer, findings)
+        return _exact(found, params, optimizer, findings, checked)
     if not found:
         return []
     findings.notes.append(
@@ -43,7 +44,11 @@ def empty_members(
 
 
 def _exact(
-    found: Mapping[Path, LeafSpec], params: Mapping[Path, LeafSpec], optimizer: Any, findings: Findings
+    found: Mapping[Path, LeafSpec],
+    params: Mapping[Path, LeafSpec],
+    optimizer: Any,
+    findings: Findings,
+    checked: bool,
 ) -> list[Step]:
     import jax
 
@@ -57,7 +62,7 @@ def _exact(
             added.append(_empty(path))
         elif path not in found:
             findings.refuse(f"{where}: expected {spec} by the optimizer, found nothing", advice)
-        elif spec.kind is not LeafKind.EMPTY and spec.shape != found[path].shape:
+        elif checked and spec.kind is not LeafKind.EMPTY and spec.shape != found[path].shape:
             findings.refuse(f"{where}: expected {spec} by the optimizer, found {found[path]}", advice)
     for path, spec in found.items():
         if path not in expected:

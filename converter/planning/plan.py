@@ -77,7 +77,9 @@ class Plan:
         """Raises ``ConversionRefused`` with all problems at once, if there are any."""
         if self.problems:
             count = f"{len(self.problems)} problem" + ("s" if len(self.problems) > 1 else "")
-            raise ConversionRefused(f"{self.headline}: refused, {count}:", self.problems, self.advice)
+            raise ConversionRefused(
+                f"{self.headline}: refused, {count}:", self.problems, self.advice, {"plan": self.to_json()}
+            )
 
     def tree(self) -> Tree:
         """The target tree; each of its leaves is computed when it is fetched."""
@@ -92,16 +94,18 @@ class Plan:
         """The steps whose value stands in no source leaf."""
         return tuple(step for step in self.steps if not step.sources and step.spec.kind is not LeafKind.EMPTY)
 
-    def text(self) -> str:
-        """The plan for people: folded steps first, then drops, fills, notes and problems."""
+    def text(self, *, problems: bool = True) -> str:
+        """The plan for people: folded steps first, then drops, fills, notes and, if asked for, problems."""
         lines = [self.headline, ""]
         lines += fold((format_path(step.target), _origin(step), str(step.spec)) for step in self.steps)
         lines += _section("dropped", [(format_path(d.source), str(d.spec), d.reason) for d in self.drops])
         lines += _section("filled in", [(format_path(s.target), str(s.spec), s.operation.name) for s in self.filled])
         lines += _section("holds nothing", [(format_path(i.source), i.reason) for i in self.ignored])
         lines += _section("note", [(note,) for note in self.notes])
-        lines += _section("problem", [(problem,) for problem in self.problems])
-        return "\n".join(lines + ([self.advice] if self.problems and self.advice else []))
+        if problems:
+            lines += _section("problem", [(problem,) for problem in self.problems])
+            lines += [self.advice] if self.problems and self.advice else []
+        return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
         """The same as ``text``, unfolded, as plain JSON values."""

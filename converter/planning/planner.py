@@ -20,7 +20,7 @@ from converter.rules.match import Matching, Name, match_to_linen, match_to_nnx
 from converter.rules.operations import Fill
 from converter.rules.variable_types import assign_collections
 from converter.training_state import PARAMS, Part, Slot, TrainingState
-from converter.tree import LeafKind, LeafSpec, Path, Tree, format_path
+from converter.tree import LeafKind, LeafSpec, Path, Tree, array_spec, empty_spec, format_path
 
 
 def make_plan(tree: Tree, request: Request) -> Plan:
@@ -82,12 +82,13 @@ def plan_state(source: Dialect, lifted: Lifted, request: Request) -> Plan:
     for slot, first, second in state.collisions:
         findings.refuse(f"{format_path(first)} and {format_path(second)} both mean {slot}")
     if source.framework == "nnx":
+        _require_use(request, state, findings)
         state = assign_collections(state, request.collections, request.nnx_model, request.linen_model)
     state, dropped = apply_policy(state, request, findings)
     _require_collections(state, request.nnx_model, findings)
     matching = _match(state, dropped, request)
     for problem in matching.problems:
-        findings.refuse(problem, _NAMES_ADVICE)
+        findings.refuse(problem, _SHAPES_ADVICE if problem in matching.shapes else _NAMES_ADVICE)
     for problem in matching.dtypes if request.exact_dtypes else ():
         findings.refuse(problem, "Cast the array, or give the model the dtype of the checkpoint (param_dtype).")
     findings.notes += matching.notes + ([] if request.exact_dtypes else matching.dtypes)
@@ -98,7 +99,9 @@ def plan_state(source: Dialect, lifted: Lifted, request: Request) -> Plan:
     steps = lay_out(state, target, findings)
     steps += _random_state(matching, target, request, findings)
     if isinstance(target, LinenTrainState) and source.framework == "nnx":
-        steps += empty_members(steps, _parameters(state, target), request.optimizer, findings)
+        known = state.has(Part.VARIABLES)
+        steps += empty_members(steps, _parameters(state, target), request.optimizer, findings, checked=known)
+    _last_words(state, steps, target, request, findings)
     return Plan(
         source=source,
         target=target,
@@ -110,6 +113,20 @@ def plan_state(source: Dialect, lifted: Lifted, request: Request) -> Plan:
         advice=" ".join(findings.advice),
     )
 
+
+def _last_words(state: TrainingState, steps: list[Step], target: Dialect, request: Request, findings: Findings) -> None:
+    """What is wrong with, or to be said of, the plan as a whole."""
+    if not findings.problems and all(step.spec.kind is LeafKind.EMPTY for step in steps):
+        rules = ", ".join([f"--drop {glob.text!r}" for glob in request.drop] + ["--params-only"] * request.params_only)
+        findings.refuse(f"nothing is left to convert ({rules or 'all leaves are dropped by default'})", "Drop less.")
+    if request.optimizer is not None and not state.has(Part.OPT_STATE):
+        findings.notes.append("the optimizer given is of no use: there is no optimizer state")
+    if isinstance(target, LinenTrainState) and not (state.has(Part.STEP) and state.has(Part.VARIABLES)):
+        missing = "no step" if state.has(Part.VARIABLES) else "no variables"
+        findings.notes.append(f"the train state is incomplete: there is {missing} in the checkpoint")
+
+
+_SHAPES_ADVICE = "Give the models of this checkpoint; the shapes of a Linen model follow from its inputs (--input)."
 
 _NAMES_ADVICE = (
     "This version gives each leaf the same name on both sides, apart from layers_0 and layers/0 and LSTM's if and if_; "
@@ -123,6 +140,13 @@ def _custom_collections(tree: Tree, request: Request) -> frozenset[str]:
     for model in (request.nnx_model, request.linen_model):
         names |= {variable.collection for variable in model.variables} if model else set()
     return frozenset(names & set(tree.children()))
+
+
+def _require_use(request: Request, state: TrainingState, findings: Findings) -> None:
+    """A rule that applies to nothing is most likely misspelt."""
+    for glob, name in request.collections:
+        if not any(glob.matches(held.source) or glob.matches(slot.path) for slot, held in state.items()):
+            findings.refuse(f"--collection '{glob.text}={name}' matches no leaf", "inspect prints the paths.")
 
 
 def _require_collections(state: TrainingState, nnx_model: Model | None, findings: Findings) -> None:
@@ -146,7 +170,8 @@ def _require_collections(state: TrainingState, nnx_model: Model | None, findings
 def _match(state: TrainingState, dropped: frozenset[Name], request: Request) -> Matching:
     variables = {_name(slot): held.leaf.spec for slot, held in state.items() if slot.part is Part.VARIABLES}
     # Mirrors know names too: those of an optimizer saved alone, or kept where their variable is dropped.
-    sources = {_name(slot): held.leaf.spec for slot, held in state.items() if slot.is_mirror} | variables
+    # What their shapes are is no matter: moments may be masked out or factored.
+    sources = {_name(slot): empty_spec("node") for slot in state if slot.is_mirror} | variables
     models = (request.nnx_model, request.linen_model)
     nnx_model, linen_model = (_restricted(model, request, bool(variables)) for model in models)
     if request.to == "nnx":
@@ -185,8 +210,11 @@ def _parameters(state: TrainingState, target: Dialect) -> dict[Path, LeafSpec]:
             found[variable] = held.leaf.spec
     if not found:
         for slot, held in state.items():
-            if slot.is_mirror and held.leaf.spec.kind is not LeafKind.EMPTY:
-                found.setdefault(Slot(Part.VARIABLES, PARAMS, slot.path), held.leaf.spec)
+            variable = Slot(Part.VARIABLES, PARAMS, slot.path)
+            if slot.is_mirror and (variable not in found or held.leaf.spec.size > found[variable].size):
+                # Where all its moments are masked out, nothing tells the shape of a parameter.
+                masked = held.leaf.spec.kind is LeafKind.EMPTY
+                found[variable] = array_spec("float32") if masked else held.leaf.spec
     paths = {target.lower(slot): spec for slot, spec in found.items()}
     return {path[1:]: spec for path, spec in paths.items() if path}
 
@@ -196,7 +224,7 @@ def _random_state(matching: Matching, target: Dialect, request: Request, finding
     absent = [variable for variable in matching.unfilled if variable.is_random_state]
     model = request.nnx_model
     if not absent or model is None or not request.fill_random_state:
-        if absent:
+        if absent and request.target is None:
             findings.notes.append("random state is not written: the NNX model keeps its own")
         return []
     values = RandomState(model)

@@ -55,13 +55,20 @@ def _reason(slot: Slot, held: Held, request: Request, used: set[PathGlob]) -> st
     if dropping:
         return f"--drop {dropping[0].text!r}"
     # A variable whose collection is undecided may be a parameter: that is for the user to say.
-    if request.params_only and not (slot.part is Part.VARIABLES and slot.collection in (PARAMS, "")):
+    undecided = slot.collection == "" and not _is_no_variable(slot, request)
+    if request.params_only and not (slot.part is Part.VARIABLES and (undecided or slot.collection == PARAMS)):
         return "--params-only"
     if slot.part is Part.VARIABLES and slot.collection in RNG_COLLECTIONS and request.to == "linen":
         return "NNX random state: Linen takes it as an argument of apply (--keep carries it along)"
     if slot.part is Part.VARIABLES and slot.collection in TRANSIENT:
         return "made anew by every call (--keep carries it along)"
     return None
+
+
+def _is_no_variable(slot: Slot, request: Request) -> bool:
+    """Whether the NNX model knows the leaf as a plain array."""
+    model = request.nnx_model
+    return model is not None and any(v.path == slot.path and not v.collection for v in model.variables)
 
 
 def _matches(globs: Collection[PathGlob], slot: Slot, held: Held, used: set[PathGlob]) -> list[PathGlob]:

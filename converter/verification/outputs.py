@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -151,12 +152,15 @@ def random_inputs(specs: Sequence[LeafSpec], seed: int = 0) -> tuple[Any, ...]:
     for spec in specs:
         dtype = numpy_dtype(spec.dtype) if spec.kind is LeafKind.ARRAY else None
         if dtype is not None and (jnp.issubdtype(dtype, jnp.integer) or dtype.kind == "b"):
-            values: Any = generator.integers(0, 2, spec.shape)
+            make: Callable[..., Any] = functools.partial(generator.integers, 0, 2)
         elif dtype is not None and jnp.issubdtype(dtype, jnp.inexact):
-            values = generator.standard_normal(spec.shape)
+            make = generator.standard_normal
         else:
             raise UsageError(f"cannot make random inputs of {spec}", "Give them with --inputs SPEC.")
-        made.append(jnp.asarray(values).astype(dtype))
+        try:
+            made.append(jnp.asarray(make(spec.shape)).astype(dtype))
+        except (MemoryError, ValueError, OverflowError) as error:
+            raise UsageError(f"cannot make an input {spec}: {error}", "Use a smaller batch.") from None
     return tuple(made)
 
 

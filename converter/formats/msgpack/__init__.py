@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 
@@ -16,8 +17,8 @@ from converter.formats.checkpoint import Checkpoint, Progress
 from converter.formats.msgpack.index import MappedLeaves, index, map_file
 from converter.formats.msgpack.values import EXT_ARRAY, EXT_NUMPY_SCALAR
 from converter.formats.msgpack.wire import Family, Reader
-from converter.formats.msgpack.writer import write
-from converter.tree import Tree
+from converter.formats.msgpack.writer import objections, write
+from converter.tree import Path, Tree
 
 FOREIGN_MARKERS = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt", "checkpoint", ".zarray", "zarr.json")
 """Files that tell a directory of Orbax or zarr, whatever else it holds."""
@@ -75,6 +76,10 @@ class MsgpackFormat:
             step=step,
             facts=facts,
         )
+
+    def objections(self, tree: Tree) -> Mapping[Path, str]:
+        """Why a msgpack file cannot hold some leaves: typed PRNG keys, unknown dtypes."""
+        return objections(tree)
 
     def write(self, tree: Tree, destination: FilePath, progress: Progress, *, final: FilePath | None = None) -> None:
         """Writes ``tree`` as ``flax.serialization.to_bytes`` would; see ``converter.formats.msgpack.writer.write``.

@@ -64,13 +64,18 @@ def write(tree: Tree, destination: FilePath, progress: Progress) -> None:
         raise
 
 
+def objections(tree: Tree) -> dict[Path, str]:
+    """Why a msgpack file cannot hold some leaves, as far as their specs tell."""
+    return {path: problem for path, leaf in tree.items() if (problem := _problem(path, leaf.spec))}
+
+
 def _refuse_unsupported(tree: Tree) -> None:
-    problems = [(path, problem) for path, leaf in tree.items() if (problem := _problem(path, leaf.spec))]
+    problems = objections(tree)
     if problems:
-        lines = [f"  {format_path(path)}: {problem}" for path, problem in problems]
+        lines = [f"  {format_path(path)}: {problem}" for path, problem in problems.items()]
         raise UnsupportedCheckpoint(
             "\n".join(["a msgpack file cannot hold these leaves:", *lines]),
-            f"Drop them (--drop '{format_path(problems[0][0])}'), or write an Orbax checkpoint instead.",
+            f"Drop them (--drop '{format_path(next(iter(problems)))}'), or write an Orbax checkpoint instead.",
         )
 
 

@@ -80,6 +80,12 @@ class OrbaxFormat:
             facts=facts,
         )
 
+    def objections(self, tree: Tree) -> Mapping[Path, str]:
+        """Why Orbax cannot hold some leaves: dtypes that TensorStore lacks, arrays without elements, bytes …"""
+        from converter.formats.orbax.limits import leaf_objections
+
+        return leaf_objections(tree)
+
     def write(self, tree: Tree, destination: FilePath, progress: Progress, *, final: FilePath | None = None) -> None:
         """Saves ``tree`` as one item with Orbax's own saver.
 

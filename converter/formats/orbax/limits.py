@@ -24,11 +24,7 @@ def refuse_unsupported(tree: Tree) -> None:
     """
     if not tree or (tree.keys() == {()} and tree[()].spec.kind is LeafKind.EMPTY):
         raise UnsupportedCheckpoint("the tree has no leaves, and Orbax does not save an empty tree")
-    objections = [
-        f"{format_path(path)}: {leaf.spec} {objection}"
-        for path, leaf in tree.items()
-        if (objection := _objection(path, leaf)) is not None
-    ]
+    objections = [f"{format_path(path)}: {objection}" for path, objection in leaf_objections(tree).items()]
     objections += _mixed_up_texts([path for path, leaf in tree.items() if leaf.spec.kind is LeafKind.TEXT])
     if objections:
         shown = [f"  {objection}" for objection in objections[:_SHOWN]]
@@ -41,6 +37,15 @@ def refuse_unsupported(tree: Tree) -> None:
     refuse_shared_names(
         Entry(path, ".".join(path), "None" if leaf.spec.kind is LeafKind.EMPTY else "") for path, leaf in tree.items()
     )
+
+
+def leaf_objections(tree: Tree) -> dict[Path, str]:
+    """Why Orbax cannot hold some leaves, each for itself."""
+    return {
+        path: f"{leaf.spec} {objection}"
+        for path, leaf in tree.items()
+        if (objection := _objection(path, leaf)) is not None
+    }
 
 
 def _objection(path: Path, leaf: Leaf) -> str | None:

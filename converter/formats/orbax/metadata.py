@@ -31,6 +31,8 @@ EMPTY_TYPES: Mapping[str, str] = {
 
 _SEQUENCE_KEY, _DICT_KEY = 1, 2
 
+_COPY_AGAIN = "Copy the checkpoint again, or use another step."
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -96,7 +98,8 @@ def read_item_metadata(directory: FilePath) -> ItemMetadata:
             custom=content.get("custom_metadata"),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UnreadableCheckpoint(f"{file} is damaged: it is not Orbax tree metadata ({error!r})") from None
+        message = f"{file} is damaged: it is not Orbax tree metadata ({error!r})"
+        raise UnreadableCheckpoint(message, _COPY_AGAIN) from None
     refuse_shared_names(entries)
     return metadata
 
@@ -205,8 +208,8 @@ def read_json(file: FilePath) -> Any:
     try:
         return json.loads(file.read_bytes())
     except FileNotFoundError:
-        raise UnreadableCheckpoint(f"{file} is missing: the checkpoint is incomplete") from None
+        raise UnreadableCheckpoint(f"{file} is missing: the checkpoint is incomplete", _COPY_AGAIN) from None
     except OSError as error:
         raise UnreadableCheckpoint(f"{file} cannot be read: {error.strerror}") from None
     except ValueError as error:
-        raise UnreadableCheckpoint(f"{file} is damaged: no JSON ({error})") from None
+        raise UnreadableCheckpoint(f"{file} is damaged: no JSON ({error})", _COPY_AGAIN) from None

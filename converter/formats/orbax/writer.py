@@ -15,14 +15,14 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path as FilePath
 from typing import Any
 
 import numpy as np
 
 from converter.errors import DestinationError, UnsupportedCheckpoint
-from converter.formats.checkpoint import Progress
+from converter.formats.checkpoint import Progress, undisturbed
 from converter.formats.orbax.layout import UNFINISHED
 from converter.formats.orbax.limits import refuse_unsupported
 from converter.tree import IndexKey, Leaf, LeafKind, LeafSpec, Path, Tree, format_path, nest
@@ -30,8 +30,8 @@ from converter.tree import IndexKey, Leaf, LeafKind, LeafSpec, Path, Tree, forma
 _EMPTY_NODES: dict[str, Callable[[], Any]] = {"dict": dict, "list": list, "tuple": tuple}
 """What stands for each kind of empty leaf; None for the others."""
 
-_PATIENCE, _REMOVALS = 1.0, 10
-"""Seconds to wait for the threads of a failed save, and again for TensorStore to give up; how often to look then."""
+_PATIENCE, _LONG_PATIENCE, _REMOVALS = 1.0, 10.0, 10
+"""Seconds to wait for TensorStore to give up, and for the threads of a failed save; how often to look then."""
 
 
 def save(tree: Tree, destination: FilePath, progress: Progress, final: FilePath | None = None) -> None:
@@ -139,19 +139,28 @@ def _removing_remains(destination: FilePath) -> Iterator[None]:
     except BaseException as error:
         # Orbax raises the first failure while its threads, and those of TensorStore, go on writing: they would make
         # the directory anew, so it is removed for a while.
-        until = time.monotonic() + _PATIENCE
-        for thread in set(threading.enumerate()) - threads:
-            thread.join(timeout=max(0.0, until - time.monotonic()))
-        for _ in range(_REMOVALS):
-            for remains in _saves_of(destination) - before:
-                shutil.rmtree(remains, ignore_errors=True)
-            time.sleep(_PATIENCE / _REMOVALS)
+        with undisturbed():
+            _await(set(threading.enumerate()) - threads)
+            for _ in range(_REMOVALS):
+                for remains in _saves_of(destination) - before:
+                    shutil.rmtree(remains, ignore_errors=True)
+                time.sleep(_PATIENCE / _REMOVALS)
         reason = _disk_trouble(error)
         if reason is None:
             raise
         raise DestinationError(
             f"{destination} cannot be written: {reason}", "Check free space and permissions; nothing was left behind."
         ) from error
+
+
+def _await(threads: Iterable[threading.Thread]) -> None:
+    """Waits for threads to end, but not for ever."""
+    until = time.monotonic() + _LONG_PATIENCE
+    for thread in threads:
+        while thread.is_alive() and time.monotonic() < until:
+            # Orbax's own join raises what went wrong in the thread, or that it takes too long.
+            with contextlib.suppress(Exception):
+                threading.Thread.join(thread, timeout=_PATIENCE)
 
 
 def _disk_trouble(error: BaseException) -> str | None:
