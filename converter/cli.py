@@ -184,12 +184,13 @@ def _conversion(to: Framework, without: Collection[str]) -> Any:
         )
         if dry_run:
             if conversion.plan.problems and not (as_json or quiet):
-                print(conversion.plan.text(problems=False))
+                console.write_out(conversion.plan.text(problems=False))
             conversion.plan.check()
             console.show(conversion.plan, as_json=as_json, quiet=quiet)
             return
         with console.progress(conversion.plan, verify=not no_verify, shown=not (quiet or as_json)) as progress:
             report = conversion.run(dst, force=force, verify=not no_verify, progress=progress)
+            console.ignore_signals()
         console.show(report, as_json=as_json, quiet=quiet, verbose=verbose)
 
     signature = inspect.signature(run, eval_str=True)

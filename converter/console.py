@@ -33,11 +33,23 @@ def show(result: Any, *, as_json: bool = False, quiet: bool = False, verbose: bo
     if as_json:
         print_json(result.to_json())
     elif not quiet:
-        print(result.text(verbose=True) if verbose else result.text())
+        write_out(result.text(verbose=True) if verbose else result.text())
 
 
 def print_json(value: Any) -> None:
-    print(json.dumps(value, indent=1, ensure_ascii=False))
+    write_out(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def write_out(text: str) -> None:
+    """Prints to standard output, at once."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _close_output()
+        reason = f"standard output cannot be written: {error.strerror}"
+        raise _OutputFailed(reason, "Write it to another place.") from error
 
 
 def reporting_errors(command: Command) -> Command:
@@ -51,7 +63,6 @@ def reporting_errors(command: Command) -> Command:
         debug, as_json = bool(arguments.get("debug")), bool(arguments.get("as_json"))
         try:
             command(**arguments)
-            sys.stdout.flush()
         except (typer.Exit, typer.Abort):
             raise
         except KeyboardInterrupt:
@@ -88,22 +99,11 @@ class _Defect(ConverterError):
 def _as_error(error: Exception) -> ConverterError:
     if isinstance(error, ConverterError):
         return error
-    if isinstance(error, OSError) and error.filename is None and not _output_works():
-        return _OutputFailed(f"standard output cannot be written: {error.strerror}", "Write it to another place.")
     first = next(iter(str(error).splitlines()), "")
     return _Defect(
         f"unexpected {type(error).__name__}: {first}",
         "This is a defect of flax-convert: run again with --debug and report what it prints.",
     )
-
-
-def _output_works() -> bool:
-    try:
-        sys.stdout.flush()
-    except OSError:
-        _close_output()
-        return False
-    return True
 
 
 def _close_output() -> None:
@@ -132,11 +132,18 @@ def _red(text: str) -> str:
 
 def install_signal_handlers() -> None:
     """Lets SIGTERM end a command as Ctrl-C does: cleanly, with nothing half-written."""
+    signal.signal(signal.SIGTERM, _interrupt)
 
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, interrupt)
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def ignore_signals() -> None:
+    """From here on the work is done, and an interruption would only hide the result."""
+    if signal.getsignal(signal.SIGTERM) is _interrupt:  # only in a process of our own
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
 
 
 @contextlib.contextmanager

@@ -70,7 +70,8 @@ def write_atomically(
         with _naming(temporary, destination):
             format.write(tree, temporary, progress, final=destination)
         check(temporary)
-        _publish(temporary, destination, force)
+        with undisturbed():
+            _publish(temporary, destination, force)
     except BaseException:
         with undisturbed():
             remove(temporary)

@@ -116,7 +116,7 @@ def plan_state(source: Dialect, lifted: Lifted, request: Request) -> Plan:
 
 def _last_words(state: TrainingState, steps: list[Step], target: Dialect, request: Request, findings: Findings) -> None:
     """What is wrong with, or to be said of, the plan as a whole."""
-    if not findings.problems and all(step.spec.kind is LeafKind.EMPTY for step in steps):
+    if request.target is None and not findings.problems and all(step.spec.kind is LeafKind.EMPTY for step in steps):
         rules = ", ".join([f"--drop {glob.text!r}" for glob in request.drop] + ["--params-only"] * request.params_only)
         findings.refuse(f"nothing is left to convert ({rules or 'all leaves are dropped by default'})", "Drop less.")
     if request.optimizer is not None and not state.has(Part.OPT_STATE):

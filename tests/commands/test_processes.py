@@ -223,7 +223,7 @@ def slowly(*values: Any) -> Any:
 
 
 MSGPACK_MOMENTS: dict[str, Callable[[Path], bool]] = {
-    "at the first file": lambda place: any(".msgpack" in name for name in names(place)),
+    "at the first file": lambda place: any("unfinished" in name for name in names(place)),
     "in the middle": lambda place: written(place) > 20 << 20,
     "at the end": lambda place: written(place) > 47 << 20,
 }
