@@ -160,6 +160,8 @@ def start(environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[...,
     def begin(*arguments: Any) -> subprocess.Popen[bytes]:
         command = [*COMMAND, *map(str, arguments)]
         options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        # A shell without a terminal starts its background jobs, this test run perhaps among them, with SIGINT ignored.
+        options["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
         running.append(subprocess.Popen(command, cwd=tmp_path / "work", env=environment, **options))
         return running[-1]
 
