@@ -73,6 +73,12 @@ def test_zero_inputs_give_the_bias_alone():
     np.testing.assert_array_equal(state_translation(0, jnp.zeros(4), 3), jnp.zeros(2))
 
 
+def test_both_layers_are_run():
+    """Equal sums alone would not show it."""
+    program = jax.make_jaxpr(lambda x: state_translation(0, x, 3))(jnp.ones(4))
+    assert str(program).count("dot_general[") == 2
+
+
 @settings(max_examples=8)
 @given(
     st.integers(0, 2**32 - 1),

@@ -135,6 +135,17 @@ def test_dropping_a_counter_leaves_that_of_the_optimizer_alone():
     assert texts(drop.source for drop in plan.drops) == ["model/count"]
 
 
+def test_another_dtype_than_the_model_declares_is_mentioned_or_refused():
+    """Files keep their dtypes; live objects have to fit."""
+    half = {"up": {"kernel": np.zeros((1, 1), np.float16), "bias": np.zeros(1, np.float32)}}
+    model = nnx_model(nnx.Dict(up=nnx.Linear(1, 1, rngs=nnx.Rngs(0))))
+    difference = "params/up/kernel: float16[1,1] in the checkpoint, float32[1,1] in the model"
+    plan = planned({"params": half}, "nnx", nnx_model=model)
+    assert (plan.problems, plan.notes) == ((), (difference,))
+    assert {str(step.spec) for step in plan.steps} == {"float16[1,1]", "float32[1]"}
+    assert planned({"params": half}, "nnx", nnx_model=model, exact_dtypes=True).problems == (difference,)
+
+
 # Two into one --------------------------------------------------------------------------------------------------------
 
 
