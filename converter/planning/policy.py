@@ -54,9 +54,7 @@ def _reason(slot: Slot, held: Held, request: Request, used: set[PathGlob]) -> st
         return None
     if dropping:
         return f"--drop {dropping[0].text!r}"
-    # A variable whose collection is undecided may be a parameter: that is for the user to say.
-    undecided = slot.collection == "" and not _is_no_variable(slot, request)
-    if request.params_only and not (slot.part is Part.VARIABLES and (undecided or slot.collection == PARAMS)):
+    if request.params_only and not _may_be_parameter(slot, request):
         return "--params-only"
     if slot.part is Part.VARIABLES and slot.collection in RNG_COLLECTIONS and request.to == "linen":
         return "NNX random state: Linen takes it as an argument of apply (--keep carries it along)"
@@ -65,13 +63,17 @@ def _reason(slot: Slot, held: Held, request: Request, used: set[PathGlob]) -> st
     return None
 
 
-def _is_no_variable(slot: Slot, request: Request) -> bool:
-    """Whether the NNX model knows the leaf as a plain array."""
+def _may_be_parameter(slot: Slot, request: Request) -> bool:
+    """Whether a leaf is a parameter, or a variable that nothing decides: what that is, is for the user to say."""
+    if slot.part is not Part.VARIABLES or slot.collection:
+        return slot.part is Part.VARIABLES and slot.collection == PARAMS
     model = request.nnx_model
-    return model is not None and any(v.path == slot.path and not v.collection for v in model.variables)
+    return model is None or not any(v.path == slot.path and not v.collection for v in model.variables)
 
 
 def _matches(globs: Collection[PathGlob], slot: Slot, held: Held, used: set[PathGlob]) -> list[PathGlob]:
+    if not globs:  # the usual case, and there may be very many leaves
+        return []
     neutral = parse_path(str(slot))
     found = [glob for glob in globs if glob.matches(held.source) or glob.matches(neutral)]
     used.update(found)

@@ -22,6 +22,9 @@ class Difference:
     def __str__(self) -> str:
         return f"{self.path}: expected {self.expected}, found {self.found}"
 
+    def to_json(self) -> dict[str, str]:
+        return {"path": self.path, "expected": self.expected, "found": self.found}
+
 
 @dataclass(frozen=True, slots=True)
 class StructureResult:
@@ -39,7 +42,7 @@ class StructureResult:
         return {
             "ok": self.ok,
             "leaves": self.leaves,
-            "differences": [{"path": d.path, "expected": d.expected, "found": d.found} for d in self.differences],
+            "differences": [difference.to_json() for difference in self.differences],
             "notes": list(self.notes),
         }
 

@@ -40,7 +40,7 @@ class ValuesResult:
             "ok": self.ok,
             "leaves": self.leaves,
             "bytes": self.nbytes,
-            "differences": [{"path": d.path, "expected": d.expected, "found": d.found} for d in self.differences],
+            "differences": [difference.to_json() for difference in self.differences],
         }
 
 
