@@ -271,12 +271,12 @@ def test_interrupted_while_msgpack_is_written(
 @pytest.mark.parametrize(
     ("moment", "number"),
     [
-        ("at the first directory", signal.SIGTERM),
+        slowly("at the first directory", signal.SIGTERM),
         slowly("at the first directory", signal.SIGINT),
         slowly("at the first arrays", signal.SIGTERM),
         slowly("at the first arrays", signal.SIGINT),
         slowly("in the middle", signal.SIGTERM),
-        ("in the middle", signal.SIGINT),
+        slowly("in the middle", signal.SIGINT),
         slowly("at the end", signal.SIGTERM),
         slowly("at the end", signal.SIGINT),
     ],
