@@ -72,6 +72,7 @@ class Conversion:
         """Executes the plan; see ``convert`` for the arguments and errors."""
         check_destination(self.source.path, destination, force)
         self.plan.check()
+        self.plan.check_values()
         report = Report(str(self.source.path), str(destination), self.plan)
 
         def check(written: FilePath) -> None:
@@ -186,6 +187,7 @@ def verify(
     # Whichever random state the destination holds, the source has nothing to say about it.
     made = make_plan(source.tree, replace(job.request, fill_random_state=False))
     made.check()
+    made.check_values()
     return _verified(Report(str(src), str(dst), made), made, job, source.tree, destination.tree, progress)
 
 

@@ -87,6 +87,18 @@ Optimizer = Annotated[
     str | None,
     typer.Option(metavar="SPEC", help="A factory of the optax optimizer, for the empty members of a Linen opt_state."),
 ]
+Like = Annotated[
+    FilePath | None,
+    typer.Option(
+        metavar="CKPT", help="A checkpoint as DST shall be: its names, shapes and layout, in a model's place."
+    ),
+]
+Rules = Annotated[
+    FilePath | None, typer.Option(metavar="FILE", help="Names and shapes that you state yourself, see docs/rules.md.")
+]
+AllowLossy = Annotated[
+    bool, typer.Option("--allow-lossy", help="Convert also what has no place on the other side, without it.")
+]
 Input = Annotated[
     list[str] | None,
     typer.Option("--input", metavar="SPEC", help="One argument of the models' call, as in 'float32[2,8]'. Repeatable."),
@@ -158,6 +170,9 @@ def _conversion(to: Framework, without: Collection[str]) -> Any:
         inputs: Inputs = None,
         linen_kwargs: LinenKwargs = "",
         nnx_kwargs: NnxKwargs = "",
+        like: Like = None,
+        rules: Rules = None,
+        allow_lossy: AllowLossy = False,
         dry_run: DryRun = False,
         force: Force = False,
         no_verify: NoVerify = False,
@@ -179,8 +194,9 @@ def _conversion(to: Framework, without: Collection[str]) -> Any:
             linen_style=linen_style.value if linen_style else None,
             nnx_style=nnx_style.value if nnx_style else None,
             nnx_bundle=nnx_bundle.value,
-            **_shared(params_only, step, item, drop, keep, collection),
+            **_shared(params_only, step, item, drop, keep, collection, rules, allow_lossy),
             **_models(nnx_model, linen_model, optimizer, input_specs, inputs, linen_kwargs, nnx_kwargs),
+            like=like,
         )
         if dry_run:
             if conversion.plan.problems and not (as_json or quiet):
@@ -225,6 +241,8 @@ def verify(
     inputs: Inputs = None,
     linen_kwargs: LinenKwargs = "",
     nnx_kwargs: NnxKwargs = "",
+    rules: Rules = None,
+    allow_lossy: AllowLossy = False,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -239,7 +257,7 @@ def verify(
     report = api.verify(
         src,
         dst,
-        **_shared(params_only, step, item, drop, keep, collection),
+        **_shared(params_only, step, item, drop, keep, collection, rules, allow_lossy),
         **_models(nnx_model, linen_model, optimizer, input_specs, inputs, linen_kwargs, nnx_kwargs),
     )
     console.show(report, as_json=as_json, quiet=quiet, verbose=verbose)
@@ -283,6 +301,8 @@ def _shared(
     drop: list[str] | None,
     keep: list[str] | None,
     collection: list[str] | None,
+    rules: FilePath | None,
+    allow_lossy: bool,
 ) -> Any:
     return {
         "params_only": params_only,
@@ -291,6 +311,8 @@ def _shared(
         "drop": drop or [],
         "keep": keep or [],
         "collections": _collections(collection or []),
+        "rules": rules,
+        "allow_lossy": allow_lossy,
     }
 
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from converter.dialects.dialect import Lifted
 from converter.errors import ModelError, UsageError
 from converter.models import (
+    InitialValues,
     Model,
-    RandomState,
     array_leaves,
     collection_of,
     linen_leaves,
@@ -82,6 +82,8 @@ def linen_variables(steps: Iterable[Step]) -> dict[str, Any]:
 def nnx_state(steps: Iterable[Step], model: Model) -> nnx.State:
     """The state that the steps of a plan (to an NNX pure dict) make, in the Variables of the model.
 
+    A Variable that was one array of Linen under another shape is a new array; all others are the very same objects.
+
     The Variables keep the model's metadata (sharding names and the like): this is where it is re-attached.
     """
     import jax
@@ -117,8 +119,8 @@ def restore_nnx(held: TrainingState, model: Model) -> nnx.Module:
     from flax import nnx
 
     stored = {slot.path: entry for slot, entry in held.items() if slot.part is Part.VARIABLES}
-    random_state = RandomState(model)
-    missing = [v for v in model.variables if v.path not in stored and v.collection and not v.is_random_state]
+    initial = InitialValues(model)
+    missing = [v for v in model.variables if v.path not in stored and not v.is_random_state and not v.is_plain]
     if missing:
         raise ModelError(
             "the checkpoint lacks variables of the NNX model: " + ", ".join(format_path(v.path) for v in missing[:8]),
@@ -127,16 +129,15 @@ def restore_nnx(held: TrainingState, model: Model) -> nnx.Module:
     import jax
 
     graph, state = nnx.split(model.module)
+    own_paths = {variable.path: variable for variable in model.variables}
     random_paths = {variable.path: variable for variable in model.variables if variable.is_random_state}
 
     def restored(path: Path, own: Any) -> Any:
         if path in stored:
             return live_value(stored[path].leaf)
         if path in random_paths:
-            return _typed(random_paths[path].spec, random_state.reader(random_paths[path])())
-        if isinstance(own, jax.ShapeDtypeStruct):
-            raise ModelError(f"{format_path(path)} is a plain array of the NNX model that the checkpoint does not hold")
-        return own
+            return _typed(random_paths[path].spec, initial.reader(random_paths[path])())
+        return initial.reader(own_paths[path])() if isinstance(own, jax.ShapeDtypeStruct) else own
 
     flat = []
     for keys, leaf in nnx.to_flat_state(state):

@@ -9,11 +9,13 @@ from converter.dialects.linen import LinenVariables
 from converter.dialects.nnx import NnxLayout
 from converter.errors import UsageError
 from converter.live import BARE_PARAMS, lift_linen, lift_nnx, linen_variables, nnx_state
-from converter.models import nnx_model, nnx_state_model
+from converter.models import Model, nnx_model, nnx_state_model
 from converter.options import read_inputs, read_linen_model
 from converter.planning.planner import plan_state
 from converter.planning.request import Request
+from converter.proof import evidence
 from converter.report import Report
+from converter.rules.language.rule_file import read_rules
 from converter.training_state import COLLECTIONS
 from converter.verification.outputs import compare_outputs
 
@@ -28,23 +30,29 @@ def nnx_to_linen(
     inputs: Sequence[Any] | None = None,
     linen_kwargs: Mapping[str, Any] | None = None,
     nnx_kwargs: Mapping[str, Any] | None = None,
+    rules: Any = None,
+    allow_lossy: bool = False,
 ) -> dict[str, Any]:
     """The Linen variables of an NNX module: ``{"params": {…}, "batch_stats": {…}, …}`` of plain nested dicts.
 
     Collections come from the Variables' own types, items of lists are named as Linen names them where a module is given
-    (``layers_0``); random state is left out, as Linen takes it as an argument of ``apply``. The arrays are the very
-    same objects; under ``jax.jit`` they may be tracers.
+    (``layers_0``); random state is left out, as Linen takes it as an argument of ``apply``. Arrays that only change
+    their name are the very same objects; under ``jax.jit`` they may be tracers.
+
+    With ``linen_module`` and ``inputs`` variables may be called otherwise on both sides: where names do not tell, the
+    calls of both modules do, and running them on random values confirms it.
 
     Args:
       module_or_state: a module, or its ``nnx.state`` (then names stay as they are).
       linen_module: the Linen module that the variables are for; names, shapes and dtypes are then checked against it.
       inputs: what the Linen module is called with, arrays or ShapeDtypeStructs; needed with ``linen_module``.
-      linen_kwargs: keyword arguments of the Linen module's call.
-      nnx_kwargs: unused by this direction; accepted so that both directions take the same arguments.
+      linen_kwargs, nnx_kwargs: keyword arguments of the two modules' calls.
+      rules: names and shapes that you state yourself: the path or the text of a rule file, or what it holds.
+      allow_lossy: convert also what has no place in Linen, without it.
 
     Raises:
-      ConversionRefused: a leaf has no counterpart, or another shape or dtype; all are listed.
-      UsageError: the state of an optimizer, or ``linen_module`` without ``inputs``.
+      ConversionRefused: a leaf has no counterpart, or another shape or dtype, or would be lost; all are listed.
+      UsageError: the state of an optimizer, ``linen_module`` without ``inputs``, or rules that cannot be read.
       ModelError: the Linen module cannot be initialised on these inputs.
     """
     from flax import nnx
@@ -52,15 +60,12 @@ def nnx_to_linen(
     is_module = isinstance(module_or_state, nnx.Module)
     state = nnx.state(module_or_state) if is_module else module_or_state
     lifted = lift_nnx(state)
-    request = Request(
-        to="linen",
-        nnx_model=nnx_model(module_or_state) if is_module else nnx_state_model(state),
-        linen_model=read_linen_model(linen_module, read_inputs(inputs), linen_kwargs or {}),
-        exact_dtypes=True,
-        target=LinenVariables(),
-    )
+    own_model = nnx_model(module_or_state) if is_module else nnx_state_model(state)
+    models = _models(linen_module, own_model, inputs, linen_kwargs, nnx_kwargs)
+    request = Request(to="linen", **models, **_stated(rules, allow_lossy), exact_dtypes=True, target=LinenVariables())
     made = plan_state(NnxLayout(None), lifted, request)
     made.check()
+    made.check_values()
     return linen_variables(made.steps)
 
 
@@ -72,23 +77,30 @@ def linen_to_nnx(
     inputs: Sequence[Any] | None = None,
     linen_kwargs: Mapping[str, Any] | None = None,
     nnx_kwargs: Mapping[str, Any] | None = None,
+    rules: Any = None,
+    allow_lossy: bool = False,
 ) -> nnx.State:
     """The state of an NNX module from Linen variables; ``nnx.update(module, state)`` puts it in.
 
-    The Variables carry the module's metadata (sharding names). Random state is not part of the result: the module keeps
-    its own. Every path, shape and dtype is checked, which ``nnx.update`` does not do.
+    The Variables carry the module's metadata (sharding names). Random state is not part of the result, nor are arrays
+    that are no Variables: the module keeps its own. Every path, shape and dtype is checked, which ``nnx.update`` does
+    not do.
+
+    With ``linen_module`` and ``inputs`` variables may be called otherwise on both sides: where names do not tell, the
+    calls of both modules do, and running them on random values confirms it.
 
     Args:
       variables: a dict of collections, plain or FrozenDict, boxed or not.
       module: the NNX module, concrete or abstract (``nnx.eval_shape``).
-      linen_module: the Linen module the variables belong to; unused until names differ, checked if given.
-      inputs: what the Linen module is called with; needed with ``linen_module``.
-      linen_kwargs: keyword arguments of the Linen module's call.
-      nnx_kwargs: unused by this direction; accepted so that both directions take the same arguments.
+      linen_module: the Linen module the variables belong to.
+      inputs: what both modules are called with, arrays or ShapeDtypeStructs; needed with ``linen_module``.
+      linen_kwargs, nnx_kwargs: keyword arguments of the two modules' calls.
+      rules: names and shapes that you state yourself: the path or the text of a rule file, or what it holds.
+      allow_lossy: convert also what has no place in NNX, without it.
 
     Raises:
-      ConversionRefused: a leaf has no counterpart, or another shape or dtype; all are listed.
-      UsageError: not a dict of collections, or ``linen_module`` without ``inputs``.
+      ConversionRefused: a leaf has no counterpart, or another shape or dtype, or would be lost; all are listed.
+      UsageError: not a dict of collections, ``linen_module`` without ``inputs``, or rules that cannot be read.
       ModelError: ``module`` is no NNX module.
     """
     model = nnx_model(module)
@@ -100,15 +112,39 @@ def linen_to_nnx(
         )
     request = Request(
         to="nnx",
-        nnx_model=model,
-        linen_model=read_linen_model(linen_module, read_inputs(inputs), linen_kwargs or {}),
+        **_models(linen_module, model, inputs, linen_kwargs, nnx_kwargs),
+        **_stated(rules, allow_lossy),
         exact_dtypes=True,
         fill_random_state=False,
+        fill_from_model=False,
         target=NnxLayout(None),
     )
     made = plan_state(LinenVariables(), lifted, request)
     made.check()
+    made.check_values()
     return nnx_state(made.steps, model)
+
+
+def _models(
+    linen_module: Any,
+    own_model: Model,
+    inputs: Sequence[Any] | None,
+    linen_kwargs: Mapping[str, Any] | None,
+    nnx_kwargs: Mapping[str, Any] | None,
+) -> Any:
+    """Both models and what running them tells, as a request takes them."""
+    arrays, linen_kwargs = read_inputs(inputs), linen_kwargs or {}
+    linen_model = read_linen_model(linen_module, arrays, linen_kwargs)
+    nnx_model = own_model if own_model.module is not None else None  # a state alone cannot be called
+    return {
+        "linen_model": linen_model,
+        "nnx_model": own_model,
+        "evidence": evidence(linen_model, nnx_model, arrays, linen_kwargs, nnx_kwargs or {}),
+    }
+
+
+def _stated(rules: Any, allow_lossy: bool) -> Any:
+    return {"rules": None if rules is None else read_rules(rules), "allow_lossy": allow_lossy}
 
 
 def verify_outputs(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
@@ -9,8 +10,13 @@ from typing import Any, TypedDict
 from converter import user_code
 from converter.dialects.dialect import Dialect, Framework
 from converter.errors import ModelError, UsageError
-from converter.models import Model, linen_model, nnx_model, nnx_model_from_factory
+from converter.models import Model, nnx_model_from_factory
+from converter.models import linen_model as describe_linen
+from converter.models import nnx_model as describe_nnx
 from converter.planning.request import LinenStyle, NnxBundle, NnxStyle, Request
+from converter.proof import evidence
+from converter.rules.language.rule_file import read_rules
+from converter.template import Template, read_template
 from converter.tree import LeafKind, LeafSpec, PathGlob, parse_array_spec
 from converter.verification.outputs import random_inputs
 
@@ -29,6 +35,9 @@ class Options(TypedDict, total=False):
       collections: collection by path pattern, for NNX variables whose type the checkpoint does not tell.
       nnx_model, linen_model: a model definition: a factory without arguments (or taking ``rngs=``), an
         ``pkg.module:factory`` or ``file.py:factory`` naming one, or a module.
+      like: a checkpoint of the framework to convert to, whose names, shapes and layout the result gets.
+      rules: names and shapes that you state yourself: the path or the text of a rule file, or what it holds.
+      allow_lossy: convert also what has no place on the other side, without it.
       optimizer: the optax transformation, a factory for it, or a name of a factory; completes the optimizer state on
         the Linen side.
       inputs: what the models are called with: arrays, ShapeDtypeStructs or texts such as ``float32[2,8]`` (random
@@ -47,6 +56,9 @@ class Options(TypedDict, total=False):
     collections: Mapping[str, str]
     nnx_model: Any
     linen_model: Any
+    like: str | os.PathLike[str] | None
+    rules: Any
+    allow_lossy: bool
     optimizer: Any
     inputs: Any
     linen_kwargs: Mapping[str, Any] | None
@@ -81,7 +93,11 @@ def make_job(to: Framework, options: Options, *, to_format: str, target: Dialect
       ModelError: user code that fails.
     """
     inputs = read_inputs(options.get("inputs"))
-    linen_kwargs = dict(options.get("linen_kwargs") or {})
+    linen_kwargs, nnx_kwargs = dict(options.get("linen_kwargs") or {}), dict(options.get("nnx_kwargs") or {})
+    nnx_model = read_nnx_model(options.get("nnx_model"))
+    linen_model = read_linen_model(options.get("linen_model"), inputs, linen_kwargs)
+    template = read_template(options.get("like"), to)
+    rules = options.get("rules")
     nnx_style = options.get("nnx_style") or ("pure" if to_format == "msgpack" else "state")
     request = Request(
         to=to,
@@ -92,13 +108,23 @@ def make_job(to: Framework, options: Options, *, to_format: str, target: Dialect
         drop=tuple(map(PathGlob, options.get("drop", ()))),
         keep=tuple(map(PathGlob, options.get("keep", ()))),
         collections=tuple((PathGlob(glob), name) for glob, name in options.get("collections", {}).items()),
-        nnx_model=read_nnx_model(options.get("nnx_model")),
-        linen_model=read_linen_model(options.get("linen_model"), inputs, linen_kwargs),
+        nnx_model=nnx_model,
+        linen_model=linen_model,
+        template=template.model if template else None,
+        evidence=evidence(linen_model, nnx_model, inputs, linen_kwargs, nnx_kwargs),
+        rules=None if rules is None else read_rules(rules),
+        allow_lossy=options.get("allow_lossy", False),
         optimizer=_read_optimizer(options.get("optimizer")),
         fill_random_state=to_format != "msgpack",
-        target=target,
+        target=target or _template_layout(template, options),
     )
-    return Job(request, inputs, linen_kwargs, dict(options.get("nnx_kwargs") or {}))
+    return Job(request, inputs, linen_kwargs, nnx_kwargs)
+
+
+def _template_layout(template: Template | None, options: Options) -> Dialect | None:
+    """The layout of the template, unless another one is asked for."""
+    chosen = any(options.get(name) for name in ("linen_style", "nnx_style", "nnx_bundle"))
+    return None if template is None or chosen else template.layout
 
 
 def read_nnx_model(given: Any) -> Model | None:
@@ -115,7 +141,7 @@ def read_nnx_model(given: Any) -> Model | None:
     from flax import nnx
 
     is_module = isinstance(given, nnx.Module | nn.Module)
-    return nnx_model(given) if is_module or not callable(given) else nnx_model_from_factory(given)
+    return describe_nnx(given) if is_module or not callable(given) else nnx_model_from_factory(given)
 
 
 def read_linen_model(given: Any, inputs: Sequence[Any] | None, kwargs: Mapping[str, Any]) -> Model | None:
@@ -141,7 +167,7 @@ def read_linen_model(given: Any, inputs: Sequence[Any] | None, kwargs: Mapping[s
         )
     # These two are arguments of apply; init has neither.
     call_kwargs = {name: value for name, value in kwargs.items() if name not in ("mutable", "rngs")}
-    return linen_model(given, inputs, call_kwargs)
+    return describe_linen(given, inputs, call_kwargs)
 
 
 def read_inputs(given: Any) -> tuple[Any, ...] | None:

@@ -25,6 +25,11 @@ def pytree_path(keys: Sequence[Any]) -> Path:
     return tuple(path)
 
 
+def state_path(keys: Sequence[Any]) -> Path:
+    """The path of a flat ``nnx.State`` entry; a tuple key becomes its text, as Orbax writes it."""
+    return tuple(IntKey(str(key)) if isinstance(key, int) else str(key) for key in keys)
+
+
 def live_spec(value: Any) -> LeafSpec:
     """The spec of a live leaf: an array, a ShapeDtypeStruct, a tracer, a typed PRNG key or a Python value."""
     if isinstance(value, bool | int | float | complex):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from converter.tree import Leaf, Path, format_path
 
-PARAMS = "params"
+PARAMS, CACHE = "params", "cache"
 
 COLLECTIONS = ("params", "batch_stats", "cache", "intermediates", "perturbations")
 """The collections of Linen's and NNX's own layers (flax/nnx/variablelib.py registers a Variable type for each)."""

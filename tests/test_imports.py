@@ -31,6 +31,8 @@ LAYERS = [
     "live",
     "run",
     "verification",
+    "proof",
+    "template",
     "report",
     "inspection",
     "options",

@@ -1,23 +1,27 @@
 """Model definitions, evaluated abstractly: what they tell about variables without allocating an array."""
 
+from converter.models.initial import InitialValues
+from converter.models.layers import Layer
 from converter.models.linen import linen_leaves, linen_model
 from converter.models.model import Model, ModelVariable
 from converter.models.nnx import (
-    RandomState,
     array_leaves,
     collection_of,
     nnx_model,
     nnx_model_from_factory,
     nnx_state_model,
     raw_value,
-    state_path,
 )
 from converter.models.optimizer import optimizer_state_leaves
+from converter.models.trace import Trace, trace_linen, trace_nnx
+from converter.pytrees import state_path
 
 __all__ = [
+    "InitialValues",
+    "Layer",
     "Model",
     "ModelVariable",
-    "RandomState",
+    "Trace",
     "array_leaves",
     "collection_of",
     "linen_leaves",
@@ -28,4 +32,6 @@ __all__ = [
     "optimizer_state_leaves",
     "raw_value",
     "state_path",
+    "trace_linen",
+    "trace_nnx",
 ]

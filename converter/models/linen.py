@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from converter import user_code
 from converter.errors import ModelError
+from converter.models.layers import recording
 from converter.models.model import Model, ModelVariable
 from converter.pytrees import live_spec, pytree_path
 from converter.training_state import PARAMS
@@ -33,10 +34,13 @@ def linen_model(
             "An NNX module belongs to --nnx-model (module=).",
         )
     rngs = {name: jax.random.key(0) for name in ("params", "dropout")}
-    variables = user_code.call(
-        f"initialising the Linen model {type(module).__name__}",
-        lambda: jax.eval_shape(lambda: module.init(rngs, *_dummies(inputs), **(kwargs or {}))),
-    )
+
+    def make() -> Any:
+        return module.init(rngs, *_dummies(inputs), **(kwargs or {}))
+
+    with recording() as record:
+        what = f"initialising the Linen model {type(module).__name__}"
+        variables = user_code.call(what, jax.eval_shape, make)
     found = []
     for path, value, boxed in linen_leaves(variables):
         found.append(
@@ -49,7 +53,8 @@ def linen_model(
                 trainable=path[0] == PARAMS,
             )
         )
-    return Model("linen", module, tuple(found))
+    lifted = record.lifted({(variable.collection, variable.path): variable.spec.shape for variable in found})
+    return Model("linen", module, tuple(found), make, record.layers, lifted, items=record.items)
 
 
 def _dummies(inputs: Sequence[Any]) -> list[Any]:

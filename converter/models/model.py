@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from converter.dialects.dialect import Framework
+from converter.models.layers import Layer
 from converter.training_state import RNG_COLLECTIONS
 from converter.tree import LeafSpec, Path
 
@@ -37,6 +38,14 @@ class ModelVariable:
     def is_random_state(self) -> bool:
         return self.collection in RNG_COLLECTIONS
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is an array that an NNX module holds without a Variable, such as the mask of a Conv.
+
+        The scales of flax 0.12.8's WeightNorm are such arrays too, but trained ones: their key is a tuple.
+        """
+        return not self.collection and not self.path[-1].startswith("(")
+
 
 @dataclass(frozen=True, slots=True)
 class Model:
@@ -46,13 +55,23 @@ class Model:
       framework: which framework it is written in.
       module: the Linen module, or the NNX module (abstract if it came from a factory).
       variables: all variables in the model's own order.
-      factory: makes the module anew; None where a module was given.
+      factory: makes the NNX module anew, or the variables of the Linen module; None where an NNX module was given.
+      layers: the Flax layers it is made of (a state alone does not tell).
+      lifted: the paths of those variables that have an axis more than the layer which declares them gives them, because
+        it stands inside ``nn.scan`` or ``nn.vmap``. Only known of Linen models.
+      typed: whether the collections of its variables are known; a template on the NNX side does not tell them.
+      items: for a Linen model, paths of submodules that are items of a list or dict of their parent, with the path that
+        NNX would give them (``blocks_0`` and ``blocks/0``).
     """
 
     framework: Framework
     module: Any
     variables: tuple[ModelVariable, ...]
     factory: Callable[[], Any] | None = None
+    layers: tuple[Layer, ...] = ()
+    lifted: frozenset[Path] = frozenset()
+    typed: bool = True
+    items: Mapping[Path, Path] = field(default_factory=dict)
 
     @property
     def boxed(self) -> frozenset[Path]:

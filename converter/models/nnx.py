@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from converter import user_code
 from converter.errors import ModelError
+from converter.models.layers import nnx_layers
 from converter.models.model import Model, ModelVariable
-from converter.pytrees import live_spec, pytree_path
-from converter.tree import IntKey, Path
+from converter.pytrees import live_spec, pytree_path, state_path
+from converter.tree import Path
 
 if TYPE_CHECKING:
     from flax import nnx
@@ -63,7 +64,8 @@ def nnx_model(module: nnx.Module, factory: Callable[[], Any] | None = None) -> M
 
     _require_module(module)
     flat = nnx.to_flat_state(nnx.state(module))
-    return Model("nnx", module, tuple(_variables(flat, lambda keys: _joined_items(module, keys))), factory)
+    variables = tuple(_variables(flat, lambda keys: _joined_items(module, keys)))
+    return Model("nnx", module, variables, factory, nnx_layers(module))
 
 
 def _require_module(module: Any) -> None:
@@ -88,11 +90,6 @@ def _variables(flat: Iterable[tuple[Any, Any]], linen_path: Callable[[Sequence[A
                 linen_path=tuple(str(key) for key in linen_path(keys) + inside),
                 trainable=isinstance(leaf, nnx.Param),
             )
-
-
-def state_path(keys: Sequence[Any]) -> Path:
-    """The path of a flat ``nnx.State`` entry; a tuple key becomes its text, as Orbax writes it."""
-    return tuple(IntKey(str(key)) if isinstance(key, int) else str(key) for key in keys)
 
 
 def raw_value(leaf: Any) -> Any:
@@ -148,44 +145,3 @@ def _child(node: Any, key: Any) -> Any:
         return node[key] if _is_container(node) else getattr(node, key)
     except (AttributeError, KeyError, IndexError, TypeError):
         return None
-
-
-class RandomState:
-    """The random state a freshly made NNX model starts from, without making the rest of the model.
-
-    The factory is traced and only its random state is computed: XLA drops the parameters' initialisers as dead code.
-    """
-
-    def __init__(self, model: Model) -> None:
-        self._model = model
-        self._values: dict[Path, Any] | None = None
-
-    def reader(self, variable: ModelVariable) -> Callable[[], Any]:
-        """A function that gives the variable's value as a NumPy array (for PRNG keys their uint32 data)."""
-        return lambda: self._all()[variable.path]
-
-    def _all(self) -> dict[Path, Any]:
-        if self._values is None:
-            import jax
-            import numpy as np
-            from flax import nnx
-
-            def random_leaves(module: Any) -> dict[Path, Any]:
-                state = nnx.to_flat_state(nnx.state(module, nnx.RngState))
-                return {state_path(keys): _key_data(raw_value(leaf)) for keys, leaf in state}
-
-            factory = self._model.factory
-            if factory is None:
-                found = random_leaves(self._model.module)
-            else:
-                with nnx.use_eager_sharding(False):
-                    make = jax.jit(lambda: random_leaves(factory()))
-                    found = user_code.call("making the NNX model's random state", make)
-            self._values = {path: np.asarray(value) for path, value in found.items()}
-        return self._values
-
-
-def _key_data(value: Any) -> Any:
-    import jax
-
-    return jax.random.key_data(value) if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key) else value

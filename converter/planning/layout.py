@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from converter.dialects.dialect import Dialect
 from converter.dialects.linen import LinenParams, LinenVariables
 from converter.dialects.nnx import VALUE, NnxLayout
 from converter.dialects.train_state import LinenTrainState
 from converter.planning.findings import Findings
-from converter.planning.plan import Step
+from converter.planning.following import Made
+from converter.planning.plan import Step, Transfer
 from converter.planning.request import NnxBundle, Request
-from converter.rules.operations import REWRAP, CastCounter, Operation
-from converter.training_state import Held, Part, Slot, TrainingState
+from converter.rules.operations import CastCounter
+from converter.training_state import Part, Slot
 from converter.tree import Path, array_spec, format_path
 
 STEP_DTYPES = {"linen": "int32", "nnx": "uint32"}
@@ -26,14 +27,14 @@ BUNDLES: Mapping[NnxBundle, tuple[Path, Path]] = {
 """Where the model and the optimizer stand in each kind of NNX checkpoint that holds both."""
 
 
-def target_layout(state: TrainingState, request: Request) -> Dialect:
+def target_layout(slots: Collection[Slot], request: Request) -> Dialect:
     """The layout that the request asks for, or the one that suits what there is to write."""
-    training = any(slot.part is not Part.VARIABLES for slot in state)
+    training = any(slot.part is not Part.VARIABLES for slot in slots)
     if request.to == "nnx":
         suffix = VALUE if request.nnx_style == "state" else None
         if not training:
             return NnxLayout(suffix)
-        if not state.has(Part.VARIABLES):
+        if not any(slot.part is Part.VARIABLES for slot in slots):
             return NnxLayout(suffix, None, ())
         return NnxLayout(suffix, *BUNDLES[request.nnx_bundle])
     boxed = request.linen_model.boxed if request.linen_model else frozenset[Path]()
@@ -45,40 +46,43 @@ def target_layout(state: TrainingState, request: Request) -> Dialect:
     return LinenTrainState(boxed=boxed)
 
 
-def lay_out(state: TrainingState, target: Dialect, findings: Findings) -> list[Step]:
+def lay_out(made: Sequence[Made], target: Dialect, findings: Findings) -> list[Step]:
     """One step for every leaf that the target has a place for; the others are problems, as are shared places."""
     steps: dict[Path, Step] = {}
-    for slot, held in state.items():
-        path = target.lower(slot)
+    for leaf in made:
+        path = target.lower(leaf.slot)
         if path is None:
             findings.refuse(
-                f"{format_path(held.source)}: {held.leaf.spec} has no place in {target.title}",
+                f"{format_path(leaf.source)}: {leaf.spec} has no place in {target.title}",
                 "Leave such leaves behind with --drop PATTERN (or --params-only), or choose another style "
                 "(--linen-style, --nnx-style).",
             )
         elif path in steps:
-            first = steps[path].sources[0].source
             findings.refuse(
-                f"{format_path(first)} and {format_path(held.source)} both go to {format_path(path)}",
+                f"{format_path(_source(steps[path]))} and {format_path(leaf.source)} both go to {format_path(path)}",
                 "Drop one of them with --drop.",
             )
         else:
-            steps[path] = Step(path, _operation(slot, held, target), (held,))
+            steps[path] = Step(path, _counted(leaf, target), leaf.output)
     if isinstance(target, NnxLayout):
-        _refuse_nesting(state, findings)
+        _refuse_nesting(made, findings)
     for path, step in steps.items():
         above = next((path[:depth] for depth in range(len(path)) if path[:depth] in steps), None)
         if above is not None:
             findings.refuse(
-                f"{format_path(step.sources[0].source)} goes below the leaf {format_path(above)}",
+                f"{format_path(_source(step))} goes below the leaf {format_path(above)}",
                 "Drop one of them with --drop.",
             )
     return list(steps.values())
 
 
-def _refuse_nesting(state: TrainingState, findings: Findings) -> None:
+def _source(step: Step) -> Path:
+    return step.sources[0].source if step.sources else step.target
+
+
+def _refuse_nesting(made: Iterable[Made], findings: Findings) -> None:
     """In NNX one attribute cannot be a Variable and a module; two collections of Linen may use a name as both."""
-    variables = {slot.path: held.source for slot, held in state.items() if slot.part is Part.VARIABLES}
+    variables = {leaf.slot.path: leaf.source for leaf in made if leaf.slot.part is Part.VARIABLES}
     for path, source in variables.items():
         for depth in range(1, len(path)):
             if path[:depth] in variables:
@@ -89,8 +93,9 @@ def _refuse_nesting(state: TrainingState, findings: Findings) -> None:
                 )
 
 
-def _operation(slot: Slot, held: Held, target: Dialect) -> Operation:
+def _counted(leaf: Made, target: Dialect) -> Transfer:
+    """The transfer of a leaf, with a step counter as the target's framework holds it."""
     dtype = STEP_DTYPES[target.framework]
-    if slot.part is Part.STEP and held.leaf.spec != array_spec(dtype, held.leaf.spec.shape):
-        return CastCounter(dtype)
-    return REWRAP
+    if leaf.slot.part is Part.STEP and leaf.spec != array_spec(dtype, leaf.spec.shape):
+        return Transfer(CastCounter(dtype), leaf.transfer.sources)
+    return leaf.transfer

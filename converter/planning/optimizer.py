@@ -12,11 +12,11 @@ from typing import Any
 from converter.dialects.opt_state import OPT_STATE, missing_positions
 from converter.models import optimizer_state_leaves
 from converter.planning.findings import Findings
-from converter.planning.plan import Step
+from converter.planning.plan import Step, Transfer
 from converter.rules.operations import Fill
 from converter.tree import LeafKind, LeafSpec, Path, empty_spec, format_path, nest, numpy_dtype
 
-EMPTY_MEMBER = Fill(empty_spec("node"), "a member of the optimizer state without arrays")
+EMPTY_MEMBER = Fill((empty_spec("node"),), "a member of the optimizer state without arrays")
 
 
 def empty_members(
@@ -72,4 +72,4 @@ def _exact(
 
 
 def _empty(path: Path) -> Step:
-    return Step((OPT_STATE, *path), EMPTY_MEMBER, ())
+    return Step((OPT_STATE, *path), Transfer(EMPTY_MEMBER, ()))

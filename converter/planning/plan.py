@@ -5,7 +5,7 @@ A plan is complete before any array is read. Printing it is what ``--dry-run`` d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,27 +17,81 @@ from converter.training_state import Held
 from converter.tree import Leaf, LeafKind, LeafSpec, Path, Tree, format_path
 
 
+class Transfer:
+    """An operation with the source leaves that go in, in its order; none where values are filled in.
+
+    Its results are made together and handed out one by one: whoever takes them in order reads every source once.
+    """
+
+    __slots__ = ("_made", "_specs", "operation", "sources")
+
+    def __init__(self, operation: Operation, sources: Sequence[Held]) -> None:
+        self.operation = operation
+        self.sources = tuple(sources)
+        self._specs: tuple[LeafSpec, ...] | None = None
+        self._made: dict[int, Any] = {}
+
+    @property
+    def specs(self) -> tuple[LeafSpec, ...]:
+        """What comes out.
+
+        Raises:
+          Unfit: the operation cannot work on these sources.
+        """
+        if self._specs is None:
+            self._specs = self.operation.specs(self._source_specs)
+        return self._specs
+
+    @property
+    def _source_specs(self) -> list[LeafSpec]:
+        return [held.leaf.spec for held in self.sources]
+
+    def take(self, output: int) -> Any:
+        """One of the results."""
+        if output not in self._made:
+            values = [held.leaf.fetch() for held in self.sources]
+            self._made = dict(enumerate(self.operation.apply(values, self._source_specs)))
+        return self._made.pop(output)
+
+    def objection(self) -> str:
+        """What in the values of the sources forbids the operation; empty if nothing."""
+        if not self.operation.looks_at_values:
+            return ""
+        return self.operation.objection([held.leaf.fetch() for held in self.sources], self._source_specs)
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One target leaf and where it comes from.
+    """One target leaf and what makes it.
 
     Attributes:
       target: its path in the destination, wrappers included.
-      operation: what is done to the sources; for most steps nothing but giving them another name.
-      sources: the source leaves, in the operation's order; none where the value is filled in.
+      transfer: what is done to which sources; for most steps nothing but giving one another name.
+      output: which of the results of the transfer it is.
     """
 
     target: Path
-    operation: Operation
-    sources: tuple[Held, ...]
+    transfer: Transfer
+    output: int = 0
+
+    @property
+    def operation(self) -> Operation:
+        return self.transfer.operation
+
+    @property
+    def sources(self) -> tuple[Held, ...]:
+        return self.transfer.sources
 
     @property
     def spec(self) -> LeafSpec:
-        return self.operation.spec([held.leaf.spec for held in self.sources])
+        return self.transfer.specs[self.output]
 
     def value(self) -> Any:
         """Reads the sources and applies the operation."""
-        return self.operation.apply([held.leaf.fetch() for held in self.sources])
+        return self.transfer.take(self.output)
+
+
+LOSSY_ADVICE = "--allow-lossy (allow_lossy=True) converts all the same, without what has no place on the other side."
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +116,7 @@ class Plan:
       notes: what the user should know although nothing is lost.
       problems: why the conversion is refused; empty for a plan that can run.
       advice: what settles the problems.
+      conditions: transfers that lose nothing only if the values allow it.
     """
 
     source: Dialect
@@ -72,6 +127,7 @@ class Plan:
     notes: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
     advice: str = ""
+    conditions: tuple[Transfer, ...] = ()
 
     def check(self) -> None:
         """Raises ``ConversionRefused`` with all problems at once, if there are any."""
@@ -79,6 +135,21 @@ class Plan:
             count = f"{len(self.problems)} problem" + ("s" if len(self.problems) > 1 else "")
             raise ConversionRefused(
                 f"{self.headline}: refused, {count}:", self.problems, self.advice, {"plan": self.to_json()}
+            )
+
+    def check_values(self) -> None:
+        """Raises ``ConversionRefused`` with everything that would be lost, now that values may be read."""
+        objections = []
+        for transfer in self.conditions:
+            objection = transfer.objection()
+            if objection:
+                names = " + ".join(format_path(held.source) for held in transfer.sources)
+                specs = ", ".join(dict.fromkeys(str(held.leaf.spec) for held in transfer.sources))
+                objections.append(f"{names} {specs}: {objection}")
+        if objections:
+            count = f"{len(objections)} problem" + ("s" if len(objections) > 1 else "")
+            raise ConversionRefused(
+                f"{self.headline}: refused, {count}:", objections, LOSSY_ADVICE, {"plan": self.to_json()}
             )
 
     def tree(self) -> Tree:
@@ -97,7 +168,7 @@ class Plan:
     def text(self, *, problems: bool = True) -> str:
         """The plan for people: folded steps first, then drops, fills, notes and, if asked for, problems."""
         lines = [self.headline, ""]
-        lines += fold((format_path(step.target), _origin(step), str(step.spec)) for step in self.steps)
+        lines += fold(_rows(self.steps))
         lines += _section("dropped", [(format_path(d.source), str(d.spec), d.reason) for d in self.drops])
         lines += _section("filled in", [(format_path(s.target), str(s.spec), s.operation.name) for s in self.filled])
         lines += _section("holds nothing", [(format_path(i.source), i.reason) for i in self.ignored])
@@ -128,11 +199,24 @@ class Plan:
         }
 
 
-def _origin(step: Step) -> str:
-    words = ["←", " + ".join(format_path(held.source) for held in step.sources)]
-    if step.operation.name:
-        words.append(f"({step.operation.name})")
-    return " ".join(word for word in words if word)
+def _rows(steps: Sequence[Step]) -> Iterator[tuple[str, str, str]]:
+    """One row for each transfer: what it makes, what of, and what that is."""
+    made: dict[int, list[Step]] = {}
+    for step in steps:
+        made.setdefault(id(step.transfer), []).append(step)
+    for together in made.values():
+        transfer = together[0].transfer
+        words = ["←", _names([held.source for held in transfer.sources])]
+        if transfer.operation.name:
+            words.append(f"({transfer.operation.name})")
+        specs = dict.fromkeys(str(step.spec) for step in together)
+        several = f"{len(together)} × " if len(together) > len(specs) else ""
+        yield _names([s.target for s in together]), " ".join(filter(None, words)), several + ", ".join(specs)
+
+
+def _names(paths: Sequence[Path]) -> str:
+    """Several paths in a few words: ``params/layers_{0…11}/kernel``."""
+    return format_path(paths[0]) if len(paths) == 1 else " + ".join(fold((format_path(path),) for path in paths))
 
 
 def _section(title: str, rows: Sequence[tuple[str, ...]]) -> list[str]:

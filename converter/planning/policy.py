@@ -4,26 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from converter.models import Model
 from converter.planning.findings import Findings
 from converter.planning.plan import Drop
 from converter.planning.request import Request
-from converter.rules.match import Name
+from converter.rules.link import Name
 from converter.training_state import PARAMS, RNG_COLLECTIONS, Held, Part, Slot, TrainingState
-from converter.tree import LeafKind, PathGlob, format_path, parse_path
+from converter.tree import LeafKind, LeafSpec, Path, PathGlob, format_path, parse_path
 
 TRANSIENT = ("intermediates", "perturbations")
 """Collections that a call makes anew: neither framework needs them in a checkpoint."""
 
 
-def apply_policy(state: TrainingState, request: Request, findings: Findings) -> tuple[TrainingState, frozenset[Name]]:
+def apply_policy(
+    state: TrainingState, request: Request, findings: Findings
+) -> tuple[TrainingState, dict[Name, LeafSpec]]:
     """Separates what is converted from what is dropped; a dropped variable takes its optimizer mirrors along.
 
     Returns:
-      the leaves to convert, and the names of the variables that are not.
+      the leaves to convert, and the variables that are not.
     """
     used: set[PathGlob] = set()
-    reasons = {slot: _reason(slot, held, request, used) for slot, held in state.items()}
-    dropped = frozenset(_name(slot) for slot, reason in reasons.items() if reason and slot.part is Part.VARIABLES)
+    plain = _plain_arrays(request.nnx_model)
+    reasons = {slot: _reason(slot, held, request, plain, used) for slot, held in state.items()}
+    dropped = {
+        _name(slot): state[slot].leaf.spec for slot, reason in reasons.items() if reason and slot.part is Part.VARIABLES
+    }
     for slot, held in state.items():
         follows = reasons[slot] is None and slot.is_mirror and _name(slot) in dropped
         if follows and not _matches(request.keep, slot, held, used):
@@ -46,7 +52,7 @@ def _name(slot: Slot) -> Name:
     return slot.collection, slot.path
 
 
-def _reason(slot: Slot, held: Held, request: Request, used: set[PathGlob]) -> str | None:
+def _reason(slot: Slot, held: Held, request: Request, plain: frozenset[Path], used: set[PathGlob]) -> str | None:
     """Why a leaf is dropped; None if it is not."""
     # All patterns are tried, so that one that is covered by another does not count as unused.
     dropping = _matches(request.drop, slot, held, used)
@@ -54,8 +60,11 @@ def _reason(slot: Slot, held: Held, request: Request, used: set[PathGlob]) -> st
         return None
     if dropping:
         return f"--drop {dropping[0].text!r}"
-    if request.params_only and not _may_be_parameter(slot, request):
+    is_plain = slot.part is Part.VARIABLES and not slot.collection and slot.path in plain
+    if request.params_only and not _may_be_parameter(slot, is_plain):
         return "--params-only"
+    if is_plain and request.to == "linen":
+        return "an array of the NNX module that is no Variable: Linen has no place for it"
     if slot.part is Part.VARIABLES and slot.collection in RNG_COLLECTIONS and request.to == "linen":
         return "NNX random state: Linen takes it as an argument of apply (--keep carries it along)"
     if slot.part is Part.VARIABLES and slot.collection in TRANSIENT:
@@ -63,12 +72,14 @@ def _reason(slot: Slot, held: Held, request: Request, used: set[PathGlob]) -> st
     return None
 
 
-def _may_be_parameter(slot: Slot, request: Request) -> bool:
+def _plain_arrays(model: Model | None) -> frozenset[Path]:
+    """Arrays of an NNX model that are no Variables."""
+    return frozenset(v.path for v in model.variables if v.is_plain) if model and model.typed else frozenset()
+
+
+def _may_be_parameter(slot: Slot, is_plain: bool) -> bool:
     """Whether a leaf is a parameter, or a variable that nothing decides: what that is, is for the user to say."""
-    if slot.part is not Part.VARIABLES or slot.collection:
-        return slot.part is Part.VARIABLES and slot.collection == PARAMS
-    model = request.nnx_model
-    return model is None or not any(v.path == slot.path and not v.collection for v in model.variables)
+    return slot.part is Part.VARIABLES and (slot.collection == PARAMS or (not slot.collection and not is_plain))
 
 
 def _matches(globs: Collection[PathGlob], slot: Slot, held: Held, used: set[PathGlob]) -> list[PathGlob]:

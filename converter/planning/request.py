@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from converter.dialects.dialect import Dialect, Framework
 from converter.models import Model
+from converter.rules.language.rule_set import RuleSet
+from converter.rules.matching.evidence import Evidence
 from converter.tree import PathGlob
 
 LinenStyle = Literal["variables", "params", "train-state"]
@@ -30,8 +32,13 @@ class Request:
       collections: collections of NNX variables by pattern; the first match counts.
       nnx_model: the model on the NNX side, for exact names, collections and shapes.
       linen_model: the model on the Linen side.
+      template: names, shapes and dtypes on the target side, taken from a checkpoint where no model is at hand.
+      evidence: what running both models tells.
+      rules: what the user states about names and shapes.
+      allow_lossy: whether what has no place in the target may be lost.
       optimizer: the optax transformation, for the members of its state that hold no arrays.
       fill_random_state: whether random state that only the NNX model has is filled in from it.
+      fill_from_model: whether anything is; live modules keep what they have.
       exact_dtypes: whether another dtype than the model declares is a problem; files keep theirs, live objects have to
         fit.
       target: a layout to use instead of the styles.
@@ -47,7 +54,12 @@ class Request:
     collections: tuple[tuple[PathGlob, str], ...] = ()
     nnx_model: Model | None = None
     linen_model: Model | None = None
+    template: Model | None = None
+    evidence: Evidence | None = None
+    rules: RuleSet | None = None
+    allow_lossy: bool = False
     optimizer: Any = None
     fill_random_state: bool = True
+    fill_from_model: bool = True
     exact_dtypes: bool = False
     target: Dialect | None = None

@@ -1,4 +1,4 @@
-"""Names that differ between the frameworks by rule, whatever the model.
+"""How the two frameworks name the same structure, whatever the model.
 
 * Linen joins the items of a list or dict attribute to its name (``layers_0``); NNX keeps a level (``layers/0``).
 * The gate ``if`` of Linen's ``LSTMCell`` is ``if_`` in NNX, where attributes cannot be Python keywords.
@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+import re
+from collections.abc import Iterable, Iterator
 
 from converter.tree import Path
 
@@ -35,8 +37,42 @@ def joined_numbers(path: Path) -> Path:
     """The path with every number joined to the key before it: ``layers/0/kernel`` becomes ``layers_0/kernel``."""
     joined: list[str] = []
     for key in path:
-        if key.isascii() and key.isdigit() and joined:
+        if _is_number(key) and joined:
             joined[-1] = f"{joined[-1]}_{key}"
         else:
             joined.append(str(key))
     return tuple(joined)
+
+
+def spellings(*paths: Path) -> tuple[Path, ...]:
+    """What the same path may be called: as it is, and with its numbers joined; each spelling once."""
+    plain = [tuple(str(key) for key in path) for path in paths]
+    return tuple(dict.fromkeys((*plain, *(joined_numbers(path) for path in plain))))
+
+
+_NUMBERED = re.compile(r"(?P<stem>.*\D)_(?P<number>0|[1-9][0-9]*)")
+
+
+def without_numbers(path: Path) -> Iterator[tuple[Path, tuple[int, ...]]]:
+    """The path without some of its item numbers, and these numbers; every choice of at least one of them.
+
+    ``block_0/layers/2/kernel`` becomes ``block/layers/2/kernel`` (0), ``block_0/layers/kernel`` (2), and
+    ``block/layers/kernel`` (0, 2).
+    """
+    numbered: list[tuple[int, tuple[str, ...], int]] = []
+    for position, key in enumerate(path):
+        found = _NUMBERED.fullmatch(key)
+        if _is_number(key):
+            numbered.append((position, (), int(key)))
+        elif found is not None:
+            numbered.append((position, (found["stem"],), int(found["number"])))
+    for count in range(1, min(len(numbered), 3) + 1):
+        for chosen in itertools.combinations(numbered, count):
+            keys: list[tuple[str, ...]] = [(str(key),) for key in path]
+            for position, stem, _ in chosen:
+                keys[position] = stem
+            yield tuple(itertools.chain.from_iterable(keys)), tuple(number for _, _, number in chosen)
+
+
+def _is_number(key: str) -> bool:
+    return key.isascii() and key.isdigit()

@@ -1,8 +1,9 @@
 """Which collection each NNX variable belongs to.
 
 An NNX checkpoint does not record the types of its Variables. They come, in this order, from the user
-(``--collection``), from a model definition, from the optimizer (it mirrors parameters only), or from names that Flax's
-own layers use for one thing alone. What none of them tells stays undecided, and the plan refuses it by name.
+(``--collection``, rules that name one), from a model definition, from the optimizer (it mirrors parameters only), or
+from names that Flax's own layers use for one thing alone. What none of them tells stays undecided, and the plan refuses
+it by name.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from converter.dialects.rng import random_state_paths
 from converter.models import Model
+from converter.rules.language.rule_set import RuleSet
 from converter.rules.names import joined_numbers
 from converter.training_state import PARAMS, Held, Part, Slot, TrainingState
 from converter.tree import Leaf, Path, PathGlob
@@ -32,6 +34,7 @@ def assign_collections(
     told: Sequence[tuple[PathGlob, str]],
     nnx_model: Model | None = None,
     linen_model: Model | None = None,
+    rules: RuleSet | None = None,
 ) -> TrainingState:
     """The same state with the collection of every variable, and of everything that mirrors one, filled in.
 
@@ -42,6 +45,7 @@ def assign_collections(
     sources = {slot.path: held.source for slot, held in state.items() if slot.part is Part.VARIABLES}
     authorities: list[Decide] = [
         lambda path: next((name for glob, name in told if glob.matches(path) or glob.matches(sources[path])), None),
+        rules.collection_of if rules else lambda path: None,
         _from_nnx_model(nnx_model),  # "" for an array that is no Variable: that is decided too
         random_state_paths(variables).get,
         _from_linen_model(linen_model),

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from converter.errors import ConversionRefused, UnsupportedCheckpoint, UsageError
-from converter.models import nnx_model
+from converter.models import nnx_model, nnx_model_from_factory
 from converter.planning.plan import Plan
 from converter.planning.planner import choose_reading, make_plan
 from converter.planning.request import Request
@@ -107,11 +107,20 @@ def test_the_model_decides():
     assert texts(step.target for step in plan.steps) == ["Count/count", "params/pos_embed"]
 
 
-def test_arrays_that_are_no_variables_are_refused_by_name():
+def test_arrays_that_are_no_variables_are_left_behind_and_listed():
     plan = make_plan(saved_nnx(nnx.state(Counting())), Request("linen", nnx_model=nnx_model(Counting())))
-    (problem,) = plan.problems
-    assert problem.startswith("mask: float32[3] is a plain array in the NNX model, not a Variable")
-    assert "--drop 'mask'" in plan.advice
+    assert not plan.problems
+    (drop,) = [drop for drop in plan.drops if drop.source == ("mask",)]
+    assert "no Variable" in drop.reason
+
+
+def test_arrays_that_are_no_variables_come_from_the_model():
+    counting = nnx_model_from_factory(Counting)
+    there = make_plan(saved_nnx(nnx.state(Counting())), Request("linen", nnx_model=counting)).tree()
+    back = make_plan(there, Request("nnx", nnx_model=counting))
+    assert not back.problems
+    (mask,) = [step for step in back.steps if step.target == ("mask", "value")]
+    np.testing.assert_array_equal(mask.value(), nnx.state(Counting())["mask"])
 
 
 def test_a_counter_beside_an_optimizer_is_no_parameter():

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from converter.planning.plan import Step
+from converter.planning.plan import Step, Transfer
 from converter.rules.operations import REWRAP, CastCounter, Fill
 from converter.training_state import Held
 from converter.tree import LeafKind, LeafSpec, Tree, array_spec, empty_spec, parse_path
@@ -18,7 +18,9 @@ from tests.building import leaf_of, prng_key, tree_at
 
 def steps_to(leaves: dict[str, Any]) -> list[Step]:
     """Steps that hand on these values."""
-    return [Step(parse_path(path), REWRAP, (Held(("source",), leaf_of(value)),)) for path, value in leaves.items()]
+    return [
+        Step(parse_path(path), Transfer(REWRAP, [Held(("source",), leaf_of(value))])) for path, value in leaves.items()
+    ]
 
 
 LEAVES = {
@@ -80,15 +82,15 @@ def test_all_differences_are_listed():
 
 def test_operations_tell_what_to_expect():
     steps = [
-        Step(("step",), CastCounter("int32"), (Held(("s",), leaf_of(3)),)),
-        Step(("rngs", "count"), Fill(array_spec("uint32"), "why"), ()),
+        Step(("step",), Transfer(CastCounter("int32"), [Held(("s",), leaf_of(3))])),
+        Step(("rngs", "count"), Transfer(Fill((array_spec("uint32"),), "why"), ())),
     ]
     assert compare_structure(steps, tree_at({"step": np.int32(3), "rngs/count": np.uint32(0)})).ok
     assert not compare_structure(steps, tree_at({"step": 3, "rngs/count": np.uint32(0)})).ok
 
 
 def test_a_container_that_holds_nothing_may_be_left_out():
-    steps = [*steps_to(LEAVES), Step(("opt_state", "1"), Fill(empty_spec("node"), "why"), ())]
+    steps = [*steps_to(LEAVES), Step(("opt_state", "1"), Transfer(Fill((empty_spec("node"),), "why"), ()))]
     assert compare_structure(steps, tree_at(LEAVES)).ok
     assert compare_structure(steps, tree_at({**LEAVES, "opt_state/1": None})).ok
     assert compare_structure(steps, tree_at({**LEAVES, "opt_state/1": {}})).ok

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from converter.planning.plan import Step
+from converter.planning.plan import Step, Transfer
 from converter.rules.operations import REWRAP, CastCounter, Fill
 from converter.training_state import Held
 from converter.tree import empty_spec, numpy_dtype, parse_path
@@ -159,7 +159,9 @@ def test_any_flipped_bit_is_seen(data: bytes, position: int, dtype: str):
 
 
 def steps_to(leaves: dict[str, Any]) -> list[Step]:
-    return [Step(parse_path(path), REWRAP, (Held(("source",), leaf_of(value)),)) for path, value in leaves.items()]
+    return [
+        Step(parse_path(path), Transfer(REWRAP, [Held(("source",), leaf_of(value))])) for path, value in leaves.items()
+    ]
 
 
 LEAVES = {"kernel": np.ones((2, 3), np.float32), "bias": np.ones(3, ml_dtypes.bfloat16), "key": prng_key(5), "epoch": 3}
@@ -203,12 +205,14 @@ def test_what_the_destination_does_not_have_is_left_to_the_structure():
 
 
 def test_empty_leaves_hold_nothing_to_compare():
-    result, progress = compared([Step(("opt_state",), Fill(empty_spec("node"), "why"), ())], {"opt_state": None})
+    result, progress = compared(
+        [Step(("opt_state",), Transfer(Fill((empty_spec("node"),), "why"), ()))], {"opt_state": None}
+    )
     assert (result.ok, result.leaves, progress) == (True, 0, [])
 
 
 def test_operations_are_carried_out():
-    steps = [Step(("step",), CastCounter("int32"), (Held(("s",), leaf_of(7)),))]
+    steps = [Step(("step",), Transfer(CastCounter("int32"), [Held(("s",), leaf_of(7))]))]
     assert compared(steps, {"step": np.int32(7)})[0].ok
     assert not compared(steps, {"step": np.int32(8)})[0].ok
     assert not compared(steps, {"step": np.uint32(7)})[0].ok

@@ -1,0 +1,1 @@
+"""Finding out which variable is which without being told: names, numbers, layers, order of use."""

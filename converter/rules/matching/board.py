@@ -1,0 +1,89 @@
+"""The state of finding out which variable is which: what is paired, and what is still free on either side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from converter.models import Model
+from converter.rules.layers import Part, nnx_parts
+from converter.rules.link import Name
+from converter.rules.names import lstm_cells, spellings
+from converter.rules.operations import REWRAP, Operation
+from converter.tree import LeafSpec, Path
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Variables of Linen that are variables of NNX, and the operation that makes these from those."""
+
+    linen: tuple[Name, ...]
+    nnx: tuple[Name, ...]
+    to_nnx: Operation = REWRAP
+
+
+class Board:
+    """Both sides of a conversion while they are being paired.
+
+    Args:
+      linen, nnx: all variables with their specs.
+      linen_model, nnx_model: what is known of the models; a template tells names and specs, but no layers.
+
+    Attributes:
+      free_linen: the variables of Linen that are not paired yet, in order.
+      free_parts: the same for NNX, in the units that its layers store them in, by their names.
+      pieces: what is paired.
+      linen_collections: the collections of Linen's variables.
+      trainable: paths of NNX's parameters, as far as a model tells.
+      lstm_cells: where LSTM cells stand, told by their gates.
+    """
+
+    def __init__(
+        self,
+        linen: Mapping[Name, LeafSpec],
+        nnx: Mapping[Name, LeafSpec],
+        linen_model: Model | None,
+        nnx_model: Model | None,
+    ) -> None:
+        self.linen, self.nnx = linen, nnx
+        self.linen_model, self.nnx_model = linen_model, nnx_model
+        variables = nnx_model.variables if nnx_model else ()
+        self._linen_paths = {variable.path: variable.linen_path for variable in variables}
+        parts = nnx_parts(nnx, nnx_model.layers if nnx_model else (), linen, linen_model.layers if linen_model else ())
+        self.free_linen: dict[Name, LeafSpec] = dict(linen)
+        self._parts = {part.nnx: part for part in parts}
+        self.free_parts = dict(self._parts)
+        self.pieces: list[Piece] = []
+        self.linen_collections = list(dict.fromkeys(collection for collection, _ in linen))
+        self.trainable = frozenset(variable.path for variable in variables if variable.trainable)
+        self.lstm_cells = lstm_cells(path for _, nnx_path in nnx for path in spellings(nnx_path))
+
+    def pair(self, part: Part, linen: Iterable[Name]) -> None:
+        """Pairs a part with the Linen variables of its roles."""
+        self.settle(Piece(tuple(linen), part.nnx, part.to_nnx))
+
+    def settle(self, piece: Piece) -> None:
+        """Takes note of a piece; its variables are no longer free."""
+        self.pieces.append(piece)
+        for name in piece.linen:
+            self.free_linen.pop(name, None)
+        for name in piece.nnx:
+            self.free_parts.pop((name,), None)
+
+    def free(self, piece: Piece) -> None:
+        """Takes a piece apart again."""
+        self.free_linen |= {name: self.linen[name] for name in piece.linen}
+        self.free_parts |= {piece.nnx: self._parts[piece.nnx]}
+
+    def is_free(self, piece: Piece) -> bool:
+        """Whether nothing of it has been paired otherwise."""
+        return all(name in self.free_linen for name in piece.linen) and piece.nnx in self.free_parts
+
+    @property
+    def knows_types(self) -> bool:
+        """Whether the types of NNX's Variables are known, so that an array without one is none."""
+        return self.nnx_model is not None and self.nnx_model.typed
+
+    def linen_path(self, path: Path) -> Path:
+        """What Linen calls a path of NNX: items of lists and dicts are joined to the attribute that holds them."""
+        return self._linen_paths.get(path, path)

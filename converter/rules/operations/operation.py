@@ -1,0 +1,121 @@
+"""What an operation is: it makes a list of arrays from a list of arrays, knows the specs of the result without reading
+anything, and knows what undoes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from converter.tree import LeafKind, LeafSpec
+
+Specs = Sequence[LeafSpec]
+
+
+class Unfit(ValueError):
+    """An operation cannot work on leaves of these specs; the text says what it needs and what there is."""
+
+
+class NotInvertible(ValueError):
+    """An operation loses something that its inverse would need; the text says what."""
+
+
+class Operation(Protocol):
+    """Makes leaves from leaves.
+
+    Operations on several leaves take them in groups: a ``Stack`` of 4 makes 2 leaves of 8. That is how they chain.
+    """
+
+    @property
+    def name(self) -> str:
+        """How the plan prints it; empty where the arrays stay as they are."""
+
+    @property
+    def relinkable(self) -> bool:
+        """Whether the bytes of every source stay together, so that a file format can keep them where they are."""
+
+    def specs(self, sources: Specs) -> tuple[LeafSpec, ...]:
+        """The specs of the results.
+
+        Raises:
+          Unfit: it cannot work on these leaves.
+        """
+
+    def apply(self, values: Sequence[Any], specs: Specs) -> list[Any]:
+        """The results, from NumPy or JAX arrays (tracers included) of these specs.
+
+        Where nothing has to be done to an array it is handed on as the very same object.
+        """
+
+    def inverse(self) -> Operation:
+        """What undoes it.
+
+        Raises:
+          NotInvertible: it loses something.
+        """
+
+    def objection(self, values: Sequence[Any], specs: Specs) -> str:
+        """What in the values themselves forbids the operation (they would not survive it); empty if nothing."""
+
+    @property
+    def looks_at_values(self) -> bool:
+        """Whether ``objection`` has anything to look at."""
+
+    def lossy(self) -> Operation:
+        """The same operation without objections: what does not survive is lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Harmless:
+    """What most operations have in common: they lose nothing, whatever the values are."""
+
+    def objection(self, values: Sequence[Any], specs: Specs) -> str:
+        return ""
+
+    @property
+    def looks_at_values(self) -> bool:
+        return False
+
+    def lossy(self) -> Any:
+        return self
+
+
+def require_arrays(what: str, sources: Specs) -> None:
+    """Raises ``Unfit`` for leaves without axes of their own: Python values, texts, empty containers."""
+    for spec in sources:
+        if spec.kind not in (LeafKind.ARRAY, LeafKind.NUMPY_SCALAR, LeafKind.KEY):
+            raise Unfit(f"{what} needs arrays, found {spec}")
+
+
+def axis_of(what: str, axis: int, rank: int) -> int:
+    """The axis counted from the front, where negative ones count from the back.
+
+    Raises:
+      Unfit: there is no such axis.
+    """
+    if not -rank <= axis < rank:
+        raise Unfit(f"{what}: there is no axis {axis} among {rank}")
+    return axis % rank
+
+
+def groups(what: str, items: Sequence[Any], count: int) -> list[Sequence[Any]]:
+    """Consecutive groups of ``count`` items.
+
+    Raises:
+      Unfit: they cannot be grouped.
+    """
+    if count < 1 or len(items) % count:
+        raise Unfit(f"{what} takes {count} leaves at a time, found {len(items)}")
+    return [items[start : start + count] for start in range(0, len(items), count)]
+
+
+def array_module(values: Sequence[Any]) -> Any:
+    """NumPy for NumPy arrays, ``jax.numpy`` as soon as one of them is JAX's."""
+    if all(isinstance(value, np.ndarray | np.generic) for value in values):
+        return np
+    import jax.numpy as jnp
+
+    return jnp

@@ -1,0 +1,1 @@
+"""Applying the rules of a file to the variables of a checkpoint."""

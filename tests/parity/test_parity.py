@@ -1,0 +1,216 @@
+"""Every layer and arrangement that both frameworks have: converted both ways, compared with a translation by hand."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from converter import linen_to_nnx, nnx_to_linen, verify_outputs
+from converter.errors import ConversionRefused
+from tests.parity import pairs_layers
+from tests.parity.pair import Pair
+from tests.parity.support import (
+    JOIN,
+    Case,
+    Values,
+    assert_close,
+    assert_same_bits,
+    by_hand,
+    classes,
+    flat_linen,
+    flat_nnx,
+    replace_nnx,
+)
+
+PAIRS: list[Pair] = list(pairs_layers.PAIRS)
+COPIES: dict[str, str] = {}
+if importlib.util.find_spec("tests.parity.pairs_structure"):
+    from tests.parity import pairs_structure
+
+    PAIRS += pairs_structure.PAIRS
+    COPIES |= getattr(pairs_structure, "COPIES", {})
+
+BY_NAME = {pair.name: pair for pair in PAIRS}
+
+INVARIANT: dict[str, str] = {
+    "dropout_deterministic": "no variables",
+    "dropout_no_rngs": "no variables",
+    "prelu": "its only variable is a scalar",
+}
+"""Pairs in which nothing can be mixed up, and why."""
+
+
+def each(condition: Callable[[Pair], object] = lambda pair: True) -> pytest.MarkDecorator:
+    """Runs a test for every pair that fulfils the condition."""
+    return pytest.mark.parametrize("name", [pair.name for pair in PAIRS if condition(pair)])
+
+
+# The converter is given the inputs of the call. Where init needs others, it learns nothing from the Linen module.
+both_models = each(lambda pair: pair.init_inputs is None)
+
+
+@functools.cache
+def case(name: str) -> Case:
+    return Case(BY_NAME[name])
+
+
+@functools.cache
+def to_nnx(name: str) -> nnx.State:
+    """The converter's translation of ``variables(0)``, with both modules to look at."""
+    made = case(name)
+    return linen_to_nnx(made.variables(0), made.module, **made.models)
+
+
+@functools.cache
+def to_linen(name: str) -> dict[str, Any]:
+    """The converter's translation of ``truth(0)``, with both modules to look at."""
+    made = case(name)
+    return nnx_to_linen(made.nnx_module(0), **made.models)
+
+
+def assert_state(made: Case, state: nnx.State, seed: int) -> None:
+    """``state`` is what the translation by hand gives: the same paths, Variable classes and bits."""
+    truth, own = made.truth(seed), classes(made.module)
+    # The masks of convolutions are plain arrays of the NNX module, which may stay where they are.
+    found = {path: value for path, value in flat_nnx(state).items() if path in truth or own.get(path, True)}
+    assert_same_bits(found, truth)
+    assert {path: cls for path, cls in classes(state).items() if path in truth} == {path: own[path] for path in truth}
+
+
+def updated(made: Case, state: nnx.State) -> nnx.Module:
+    """The module with a state put in as users do it."""
+    module = nnx.clone(made.module)
+    nnx.update(module, state)
+    return module
+
+
+# The pairs themselves ------------------------------------------------------------------------------------------------
+
+
+def test_every_pair_has_a_name_of_its_own():
+    assert len(BY_NAME) == len(PAIRS)
+
+
+@each()
+def test_ground_truth(name: str):
+    """The translation by hand covers every leaf, fits, and both modules then compute the same. No converter here."""
+    made, pair = case(name), BY_NAME[name]
+    linen, truth = made.values(0), made.truth(0)
+    own, own_classes = flat_nnx(made.module), classes(made.module)
+
+    sources = [source for joined in pair.paths for source in joined.split(JOIN)]
+    assert sorted([*sources, *pair.lossy]) == sorted(linen)
+    assert set(truth) == {path for path, cls in own_classes.items() if cls or path in truth}
+    assert set(pair.to_nnx) <= set(pair.paths)
+    assert {p: (v.shape, v.dtype) for p, v in truth.items()} == {p: (own[p].shape, own[p].dtype) for p in truth}
+    if name not in COPIES:
+        # Then random values of one side are as good as random values of the other.
+        assert sum(v.size for v in truth.values()) == sum(linen[source].size for source in sources)
+
+    output, changed = made.linen_output()
+    found, after = made.nnx_output()
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(output)), "equal NaNs would prove nothing"
+    assert_close(found, output, pair.tolerance)
+    # What the call changed (statistics, caches) has to agree too.
+    wanted = by_hand(pair, linen | changed)
+    touched = [
+        target
+        for sources, targets in pair.paths.items()
+        if not changed.keys().isdisjoint(sources.split(JOIN))
+        for target in targets.split(JOIN)
+    ]
+    assert_close({t: after[t] for t in touched}, {t: wanted[t] for t in touched}, pair.tolerance)
+
+
+# The converter -------------------------------------------------------------------------------------------------------
+
+
+@both_models
+def test_to_nnx(name: str):
+    made = case(name)
+    state = to_nnx(name)
+    assert_state(made, state, 0)
+    assert_close(made.call(updated(made, state)), made.linen_output()[0], BY_NAME[name].tolerance)
+
+
+@both_models
+def test_to_linen(name: str):
+    made = case(name)
+    variables = to_linen(name)
+    assert_same_bits(flat_linen(variables), made.values(0))
+    assert_close(made.nnx_output()[0], made.apply(variables)[0], BY_NAME[name].tolerance)
+
+
+@both_models
+def test_round_trip(name: str):
+    """There and back; what comes from the converter goes into it again. Neither changes the module it looks at."""
+    made = case(name)
+    module = updated(made, to_nnx(name))
+    before = flat_nnx(module)
+    assert_same_bits(flat_linen(nnx_to_linen(module, **made.models)), made.values(0))
+    assert_state(made, linen_to_nnx(to_linen(name), module, **made.models), 0)
+    assert_same_bits(flat_nnx(module), before)
+
+
+@each(lambda pair: pair.by_convention)
+def test_by_convention(name: str):
+    """The names follow Flax's conventions, so that the NNX module alone is enough."""
+    made = case(name)
+    assert_state(made, linen_to_nnx(made.variables(1), made.module), 1)
+    assert_same_bits(flat_linen(nnx_to_linen(made.nnx_module(1))), made.values(1))
+
+
+@each(lambda pair: pair.lossy)
+def test_lossy(name: str):
+    """A value that the other side has no place for is refused by name. A zero, which changes nothing, converts."""
+    made, pair = case(name), BY_NAME[name]
+    for models in (made.models, {}) if pair.by_convention else (made.models,):
+        with pytest.raises(ConversionRefused) as refused:
+            linen_to_nnx(made.variables(0, lossy=True), made.module, **models)
+        for path in pair.lossy:
+            assert path.partition("/")[2] in str(refused.value)
+        assert_state(made, linen_to_nnx(made.variables(0), made.module, **models), 0)
+
+
+# The verification ----------------------------------------------------------------------------------------------------
+
+
+def mixed_up(made: Case) -> Values:
+    """The NNX leaves with two of them exchanged, as a wrong rule would do it.
+
+    Where leaves are combined (gates, layers of a stack) it is two of those; else the first two of one shape, dtype and
+    collection. Where no two could be confused, the first leaf is turned around along all of its axes.
+    """
+    linen, truth = made.values(0), made.truth(0)
+    for sources, targets in made.pair.paths.items():
+        if JOIN in sources:
+            first, second = sources.split(JOIN)[:2]
+            return by_hand(made.pair, linen | {first: linen[second], second: linen[first]})
+        if JOIN in targets and made.pair.name not in COPIES:
+            first, second = targets.split(JOIN)[:2]
+            return truth | {first: truth[second], second: truth[first]}
+    for first, second in itertools.combinations(made.pair.paths, 2):
+        if kind(first, linen[first]) == kind(second, linen[second]):
+            return by_hand(made.pair, linen | {first: linen[second], second: linen[first]})
+    return truth | {first: jnp.flip(truth[first]) for first in itertools.islice(truth, 1)}
+
+
+def kind(path: str, array: Any) -> tuple[Any, ...]:
+    return path.partition("/")[0], array.shape, array.dtype
+
+
+@each(lambda pair: pair.name not in INVARIANT)
+def test_wrong_rules_are_caught(name: str):
+    made = case(name)
+    module = replace_nnx(made.module, mixed_up(made))
+    models = made.models
+    report = verify_outputs(models.pop("linen_module"), made.variables(0), module, **models)
+    assert not report.ok
