@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from converter.errors import ConverterError
+from converter.errors import ConverterError, ModelError
 from converter.live import live_variables, restore_nnx
 from converter.models import Model
 from converter.models.trace import Trace, trace_linen, trace_nnx
@@ -38,17 +38,16 @@ def evidence(
     linen, nnx = linen_model, nnx_model
 
     @functools.cache
-    def linen_trace() -> Trace:
-        return trace_linen(linen, inputs, linen_kwargs)
-
-    @functools.cache
-    def nnx_trace() -> Trace:
-        return trace_nnx(nnx, inputs, nnx_kwargs)
+    def traces() -> tuple[Trace, Trace] | str:
+        try:
+            return trace_linen(linen, inputs, linen_kwargs), trace_nnx(nnx, inputs, nnx_kwargs)
+        except ModelError as error:
+            return error.message
 
     def confirm(pieces: Sequence[Piece]) -> str:
         return _difference(linen, nnx, pieces, inputs, linen_kwargs, nnx_kwargs)
 
-    return Evidence(linen_trace, nnx_trace, confirm)
+    return Evidence(traces, confirm)
 
 
 def _difference(

@@ -45,10 +45,10 @@ def flat_nnx(module_or_state: nnx.Module | nnx.State) -> Values:
     return {path: value for _, variable in _variables(module_or_state) for path, value in _inside(*variable)}
 
 
-def classes(module_or_state: nnx.Module | nnx.State) -> dict[str, type | None]:
-    """The Variable class of each leaf of ``flat_nnx``, None for a plain array attribute."""
+def wrappers(module_or_state: nnx.Module | nnx.State) -> dict[str, tuple[type, dict[str, Any]] | None]:
+    """The class and the metadata of the Variable around each leaf of ``flat_nnx``, None for a plain array attribute."""
     return {
-        path: type(leaf) if isinstance(leaf, nnx.Variable) else None
+        path: (type(leaf), dict(leaf.get_metadata())) if isinstance(leaf, nnx.Variable) else None
         for _, (prefix, leaf) in _variables(module_or_state)
         for path, _ in _inside(prefix, leaf)
     }
@@ -103,7 +103,8 @@ def random_value(path: str, shape: tuple[int, ...], dtype: Any, seed: int) -> ja
     elif name in POSITIVE:
         value = generator.uniform(0.5, 1.5, shape)
     else:
-        value = 0.5 * generator.standard_normal(shape)
+        # Without the shift of biases, layers with a rectifier behind them may have nothing but zeros to tell.
+        value = 0.5 * generator.standard_normal(shape) + (0.5 if name == "bias" else 0)
     return jnp.asarray(value, dtype)
 
 

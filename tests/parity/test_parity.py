@@ -24,10 +24,10 @@ from tests.parity.support import (
     assert_close,
     assert_same_bits,
     by_hand,
-    classes,
     flat_linen,
     flat_nnx,
     replace_nnx,
+    wrappers,
 )
 
 PAIRS: list[Pair] = list(pairs_layers.PAIRS)
@@ -77,12 +77,13 @@ def to_linen(name: str) -> dict[str, Any]:
 
 
 def assert_state(made: Case, state: nnx.State, seed: int) -> None:
-    """``state`` is what the translation by hand gives: the same paths, Variable classes and bits."""
-    truth, own = made.truth(seed), classes(made.module)
+    """``state`` is what the translation by hand gives, in Variables such as the module has them."""
+    truth, own = made.truth(seed), wrappers(made.module)
     # The masks of convolutions are plain arrays of the NNX module, which may stay where they are.
     found = {path: value for path, value in flat_nnx(state).items() if path in truth or own.get(path, True)}
     assert_same_bits(found, truth)
-    assert {path: cls for path, cls in classes(state).items() if path in truth} == {path: own[path] for path in truth}
+    around = wrappers(state)
+    assert {path: around[path] for path in truth} == {path: own[path] for path in truth}
 
 
 def updated(made: Case, state: nnx.State) -> nnx.Module:
@@ -104,11 +105,11 @@ def test_ground_truth(name: str):
     """The translation by hand covers every leaf, fits, and both modules then compute the same. No converter here."""
     made, pair = case(name), BY_NAME[name]
     linen, truth = made.values(0), made.truth(0)
-    own, own_classes = flat_nnx(made.module), classes(made.module)
+    own = flat_nnx(made.module)
 
     sources = [source for joined in pair.paths for source in joined.split(JOIN)]
     assert sorted([*sources, *pair.lossy]) == sorted(linen)
-    assert set(truth) == {path for path, cls in own_classes.items() if cls or path in truth}
+    assert set(truth) == {path for path, variable in wrappers(made.module).items() if variable or path in truth}
     assert set(pair.to_nnx) <= set(pair.paths)
     assert {p: (v.shape, v.dtype) for p, v in truth.items()} == {p: (own[p].shape, own[p].dtype) for p in truth}
     if name not in COPIES:

@@ -62,7 +62,7 @@ def pair_loops(board: Board, evidence: Evidence | None) -> list[str]:
       what remains unpaired because its axis cannot be told; one line each.
     """
     loops = [*_linen_loops(board), *_nnx_loops(board)]
-    possible = {loop: _possible_axes(board, loop, evidence) for loop in loops}
+    possible = {loop: axes_of(board, loop, evidence) for loop in loops}
     problems = []
     for loop, axes in possible.items():
         chosen = _agreed(loop, axes, possible)
@@ -90,7 +90,7 @@ def _linen_loops(board: Board) -> Iterator[Loop]:
                 continue
             grid = list(itertools.product(*map(range, counts)))
             linen = tuple(members[name][numbers] for numbers in grid for name in names)
-            single = _single(part.to_nnx, [[board.linen[members[n][g]] for n in names] for g in grid])
+            single = single_specs(part.to_nnx, [[board.linen[members[n][g]] for n in names] for g in grid])
             if single is not None:
                 yield Loop(linen, part.nnx, counts, part, single, part.nnx, stacked_in_linen=False)
                 break
@@ -115,7 +115,7 @@ def _nnx_loops(board: Board) -> Iterator[Loop]:
             nnx = tuple(parts[numbers].nnx[0] for numbers in grid)
             if not all(name in board.free_linen for name in linen):
                 continue
-            single = _single(key.to_nnx.inverse(), [[board.nnx[name]] for name in nnx])
+            single = single_specs(key.to_nnx.inverse(), [[board.nnx[name]] for name in nnx])
             if single is not None:
                 yield Loop(linen, nnx, counts, key, single, linen, stacked_in_linen=True)
                 break
@@ -131,7 +131,7 @@ def _counts(members: list[Mapping[tuple[int, ...], object]]) -> tuple[int, ...] 
     return counts if len(numbers) == math.prod(counts) else None
 
 
-def _single(operation: Operation, layers: list[list[LeafSpec]]) -> tuple[LeafSpec, ...] | None:
+def single_specs(operation: Operation, layers: list[list[LeafSpec]]) -> tuple[LeafSpec, ...] | None:
     """The specs that each layer has on the stacked side; None if they differ."""
     try:
         found = {operation.specs(layer) for layer in layers}
@@ -140,7 +140,7 @@ def _single(operation: Operation, layers: list[list[LeafSpec]]) -> tuple[LeafSpe
     return found.pop() if len(found) == 1 else None
 
 
-def _possible_axes(board: Board, loop: Loop, evidence: Evidence | None) -> tuple[Axes, ...]:
+def axes_of(board: Board, loop: Loop, evidence: Evidence | None) -> tuple[Axes, ...]:
     """The axes that the shapes of all stacked variables of the loop allow for, or the one that the call shows."""
     specs = board.linen if loop.stacked_in_linen else board.nnx
     possible: set[Axes] | None = None
