@@ -19,6 +19,7 @@ from converter.planning.plan import Plan
 from converter.planning.planner import make_plan
 from converter.report import Report
 from converter.run import check_destination, write_atomically
+from converter.training_state import Part
 from converter.tree import Tree, format_path
 from converter.verification.outputs import OutputsResult, compare_outputs
 from converter.verification.structure import compare_structure
@@ -98,6 +99,7 @@ def prepare(src: str | os.PathLike[str], to: Framework, *, to_format: str, **opt
     if others:
         note = f"only the item {source.item} is converted, not {', '.join(others)} (--item chooses)"
         made = replace(made, notes=(*made.notes, note))
+    made = replace(made, path=str(src))
     if not made.problems:
         _require_storable(made, format)
     return Conversion(source, format, job, made)
@@ -185,7 +187,7 @@ def verify(
     target = _opposite(source, destination)
     job = make_job(target.framework, options, to_format=destination.format, target=target)
     # Whichever random state the destination holds, the source has nothing to say about it.
-    made = make_plan(source.tree, replace(job.request, fill_random_state=False))
+    made = replace(make_plan(source.tree, replace(job.request, fill_random_state=False)), path=str(src))
     made.check()
     made.check_values()
     return _verified(Report(str(src), str(dst), made), made, job, source.tree, destination.tree, progress)
@@ -212,6 +214,8 @@ def _verified(report: Report, made: Plan, job: Job, source: Tree, destination: T
     values = compare_values(made.steps, destination, progress)
     report = replace(report, structure=structure, values=values)
     if not report.ok or job.request.nnx_model is None or job.request.linen_model is None:
+        return report
+    if not made.source.lift(source).state.has(Part.VARIABLES):  # an optimizer alone: there is nothing to run with
         return report
     return replace(report, outputs=_outputs(made, job, source, destination))
 

@@ -81,7 +81,8 @@ NnxModel = Annotated[
     typer.Option(metavar="SPEC", help="The NNX model: pkg.module:factory or file.py:factory (may take rngs=)."),
 ]
 LinenModel = Annotated[
-    str | None, typer.Option(metavar="SPEC", help="The Linen model: pkg.module:factory or file.py:factory.")
+    str | None,
+    typer.Option(metavar="SPEC", help="The Linen model, in the same way; it needs --input or --inputs."),
 ]
 Optimizer = Annotated[
     str | None,
@@ -90,14 +91,15 @@ Optimizer = Annotated[
 Like = Annotated[
     FilePath | None,
     typer.Option(
-        metavar="CKPT", help="A checkpoint as DST shall be: its names, shapes and layout, in a model's place."
+        metavar="CKPT", help="A checkpoint of the kind that DST shall be: its names, shapes and layout are taken over."
     ),
 ]
 Rules = Annotated[
-    FilePath | None, typer.Option(metavar="FILE", help="Names and shapes that you state yourself, see docs/rules.md.")
+    FilePath | None,
+    typer.Option(metavar="FILE", help="A TOML file that says which variable becomes which, and how (docs/rules.md)."),
 ]
 AllowLossy = Annotated[
-    bool, typer.Option("--allow-lossy", help="Convert also what has no place on the other side, without it.")
+    bool, typer.Option("--allow-lossy", help="Convert even if values are lost that the other side has no place for.")
 ]
 Input = Annotated[
     list[str] | None,
@@ -125,7 +127,9 @@ NnxStyleOption = Annotated[
     NnxStyle | None,
     typer.Option(help="nnx.State (paths end in 'value') or pure dict (default: state, in msgpack pure)."),
 ]
-NnxBundleOption = Annotated[NnxBundle, typer.Option(help="How a model and its optimizer stand together in DST.")]
+NnxBundleOption = Annotated[
+    NnxBundle | None, typer.Option(help="How a model and its optimizer stand together in DST (default: dict).")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan; read no array and write nothing.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace DST if it exists.")]
 NoVerify = Annotated[bool, typer.Option("--no-verify", help="Do not read the result again to compare it.")]
@@ -156,7 +160,7 @@ def _conversion(to: Framework, without: Collection[str]) -> Any:
         to_format: ToFormatOption = None,
         linen_style: LinenStyleOption = None,
         nnx_style: NnxStyleOption = None,
-        nnx_bundle: NnxBundleOption = NnxBundle.dict,
+        nnx_bundle: NnxBundleOption = None,
         params_only: ParamsOnly = False,
         step: Step = None,
         item: Item = None,
@@ -193,7 +197,7 @@ def _conversion(to: Framework, without: Collection[str]) -> Any:
             to_format=destination_format(dst, to_format),
             linen_style=linen_style.value if linen_style else None,
             nnx_style=nnx_style.value if nnx_style else None,
-            nnx_bundle=nnx_bundle.value,
+            nnx_bundle=nnx_bundle.value if nnx_bundle else None,
             **_shared(params_only, step, item, drop, keep, collection, rules, allow_lossy),
             **_models(nnx_model, linen_model, optimizer, input_specs, inputs, linen_kwargs, nnx_kwargs),
             like=like,
@@ -241,6 +245,7 @@ def verify(
     inputs: Inputs = None,
     linen_kwargs: LinenKwargs = "",
     nnx_kwargs: NnxKwargs = "",
+    like: Like = None,
     rules: Rules = None,
     allow_lossy: AllowLossy = False,
     as_json: Json = False,
@@ -259,6 +264,7 @@ def verify(
         dst,
         **_shared(params_only, step, item, drop, keep, collection, rules, allow_lossy),
         **_models(nnx_model, linen_model, optimizer, input_specs, inputs, linen_kwargs, nnx_kwargs),
+        like=like,
     )
     console.show(report, as_json=as_json, quiet=quiet, verbose=verbose)
     if not report.ok:

@@ -60,7 +60,8 @@ class Inspection:
         full = [leaf.spec for leaf in tree.values() if leaf.spec.kind is not LeafKind.EMPTY]
         rows.append(("leaves", f"{len(full):,}, {size_text(tree.nbytes)}"))
         for name, (leaves, elements, nbytes) in self.totals().items():
-            rows.append((f"  {name}", f"{count(leaves, 'leaf', 'leaves')}, {elements:,} elements, {size_text(nbytes)}"))
+            counts = f"{count(leaves, 'leaf', 'leaves')}, {count(elements, 'element', 'elements')}"
+            rows.append((f"  {name}", f"{counts}, {size_text(nbytes)}"))
         dtypes = Counter(spec.dtype for spec in full)
         rows.append(("dtypes", ", ".join(f"{dtype} ({number})" for dtype, number in dtypes.most_common()) or "none"))
         rows += [(name, value) for name, value in checkpoint.facts.items() if name != "layout"]

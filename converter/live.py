@@ -74,8 +74,7 @@ def _held(path: Path, value: Any) -> Held:
 
 def linen_variables(steps: Iterable[Step]) -> dict[str, Any]:
     """The nested dict of collections that the steps of a plan (to Linen variables) make."""
-    values = ((tuple(str(key) for key in step.target), step.value()) for step in steps)
-    nested: dict[str, Any] = nest(values)
+    nested: dict[str, Any] = nest((step.target, step.value()) for step in steps)
     return nested
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from converter.tree import IndexKey, IntKey, LeafKind, LeafSpec, Path, array_spec, empty_spec
+from converter.tree import IndexKey, IntKey, Key, LeafKind, LeafSpec, Path, TupleKey, array_spec, empty_spec
 
 
 def pytree_path(keys: Sequence[Any]) -> Path:
@@ -19,7 +19,7 @@ def pytree_path(keys: Sequence[Any]) -> Path:
         elif isinstance(key, tu.GetAttrKey):
             path.append(key.name)
         elif isinstance(key, tu.DictKey):
-            path.append(IntKey(key.key) if isinstance(key.key, int) else str(key.key))
+            path.append(_dict_key(key.key))
         else:
             path.append(str(key.key))
     return tuple(path)
@@ -27,7 +27,13 @@ def pytree_path(keys: Sequence[Any]) -> Path:
 
 def state_path(keys: Sequence[Any]) -> Path:
     """The path of a flat ``nnx.State`` entry; a tuple key becomes its text, as Orbax writes it."""
-    return tuple(IntKey(str(key)) if isinstance(key, int) else str(key) for key in keys)
+    return tuple(map(_dict_key, keys))
+
+
+def _dict_key(key: Any) -> Key:
+    if isinstance(key, int):
+        return IntKey(key)
+    return TupleKey(key) if isinstance(key, tuple) else str(key)
 
 
 def live_spec(value: Any) -> LeafSpec:

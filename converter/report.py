@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 from converter.folding import fold
-from converter.planning.plan import Plan
+from converter.planning.plan import Plan, filling
+from converter.planning.wording import demand
+from converter.rules.operations import CastCounter
 from converter.tree import LeafKind
 from converter.verification.outputs import OutputsResult
 from converter.verification.structure import Difference, StructureResult
@@ -58,8 +61,16 @@ class Report:
         nbytes = sum(step.spec.nbytes for step in arrays)
         lines = [f"  {plan.headline}: {count(len(arrays), 'leaf', 'leaves')}, {size_text(nbytes)}"]
         dropped = fold((f"  dropped    {'/'.join(d.source)}", str(d.spec), d.reason) for d in plan.drops)
-        filled = fold((f"  filled in  {'/'.join(s.target)}", str(s.spec), s.operation.name) for s in plan.filled)
-        return lines + dropped + filled + fold((f"  note       {note}",) for note in plan.notes)
+        filled = fold((f"  filled in  {'/'.join(s.target)}", str(s.spec), filling(s)) for s in plan.filled)
+        checked = fold(((f"  checked    {t.names}", demand(t.operation)) for t in plan.conditions), plain=(1,))
+        notes = fold((f"  note       {note}",) for note in plan.notes)
+        return lines + self._operations(plan) + dropped + filled + checked + notes
+
+    def _operations(self, plan: Plan) -> list[str]:
+        """What was done to arrays beyond giving them other names, and how many leaves were made by it."""
+        done = Counter(s.operation.name for s in plan.steps if s.sources and not isinstance(s.operation, CastCounter))
+        rows = ((f"  operation  {name}", count(number, "leaf", "leaves")) for name, number in done.items() if name)
+        return fold(rows, plain=(0, 1))
 
     def _checks(self) -> list[str]:
         lines: list[str] = []
@@ -68,7 +79,7 @@ class Report:
             lines += _verdict("structure", self.structure.ok, leaves, self.structure.differences)
             lines += fold((f"  note       {note}",) for note in self.structure.notes)
             if not self.structure.ok:
-                lines.append("             (verify takes the options of the conversion: models, --drop …)")
+                lines.append("             (verify takes the options of the conversion: models, --rules, --drop …)")
         if self.values is not None:
             leaves = f"{count(self.values.leaves, 'leaf', 'leaves')} read again, {size_text(self.values.nbytes)}"
             lines += _verdict("values", self.values.ok, f"{leaves}, bit for bit", self.values.differences)

@@ -6,13 +6,14 @@ import os
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 
-from converter.dialects import readings
+from converter.dialects import readings, unreadable
 from converter.dialects.dialect import FRAMEWORK_NAMES, Dialect, Framework
-from converter.errors import UsageError
+from converter.errors import ConverterError, UsageError
 from converter.formats import open_checkpoint
 from converter.models import Model, ModelVariable
 from converter.rules.variable_types import assign_collections
 from converter.training_state import Part
+from converter.tree import Tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +38,13 @@ def read_template(path: str | os.PathLike[str] | None, framework: Framework) -> 
     """
     if path is None:
         return None
-    tree = open_checkpoint(FilePath(path)).tree
+    tree = _opened(path)
     layout = next((dialect for dialect in readings(tree) if dialect.framework == framework), None)
     if layout is None:
+        found = next((dialect.title for dialect in readings(tree)), unreadable(tree))
         raise UsageError(
-            f"--like {path}: expected a {FRAMEWORK_NAMES[framework]} checkpoint, as the result will be",
-            "inspect shows what it holds.",
+            f"--like {path}: expected {FRAMEWORK_NAMES[framework]}, as the result will be, found {found}",
+            "Name a checkpoint of the framework that is converted to.",
         )
     state = layout.lift(tree).state
     if framework == "nnx":
@@ -53,3 +55,14 @@ def read_template(path: str | os.PathLike[str] | None, framework: Framework) -> 
         if slot.part is Part.VARIABLES
     )
     return Template(layout, Model(framework, None, variables, typed=framework == "linen"))
+
+
+def _opened(path: str | os.PathLike[str]) -> Tree:
+    """The metadata of the checkpoint; errors say which option it was named by."""
+    try:
+        return open_checkpoint(FilePath(path)).tree
+    except ConverterError as error:
+        # --item chooses in the source; the item of a template is part of its path.
+        several = "several items" in error.message
+        advice = "Name the directory of one of them, below that of its step." if several else error.advice
+        raise type(error)(f"--like {error.message}", advice) from error

@@ -2,7 +2,7 @@
 
 Nothing here knows Linen, NNX, Orbax or msgpack, and building a tree reads no array.
 
-A *path* is a tuple of keys. A key is its text; the two subclasses of ``str`` remember which container the key came
+A *path* is a tuple of keys. A key is its text; the subclasses of ``str`` remember which container the key came
 from. They compare and hash by their text, because the same key has different kinds in different files: position 0 of
 an optax state is a sequence index in an Orbax train state, the text ``"0"`` in a msgpack file and an ``int`` dict key
 in an ``nnx.State``.
@@ -10,6 +10,7 @@ in an ``nnx.State``.
 
 from __future__ import annotations
 
+import ast
 import enum
 import functools
 import json
@@ -34,6 +35,12 @@ class IntKey(str):
 
 class IndexKey(str):
     """A position in a list or tuple."""
+
+    __slots__ = ()
+
+
+class TupleKey(str):
+    """A dict key that is a tuple of texts in memory, as nnx.SpectralNorm has them; written as Python writes it."""
 
     __slots__ = ()
 
@@ -234,6 +241,18 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     )
 
 
+_SUB_BYTE = re.compile(r"u?int[1-7]|float[4-7]_.*")
+
+
+def element_bits(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The bytes of each element, uint8 of shape [size, bytes]: what is compared where every bit counts."""
+    flat = np.ascontiguousarray(array).reshape(-1)
+    if _SUB_BYTE.fullmatch(flat.dtype.name):
+        # Stored one to a byte, of which the upper bits mean nothing.
+        flat = flat.astype(np.float32)
+    return flat.view(np.uint8).reshape(flat.size, flat.dtype.itemsize)
+
+
 _SPEC_TEXT = re.compile(r"\s*(?P<dtype>[A-Za-z_]\w*)\s*\[\s*(?P<shape>(?:\d+\s*(?:,\s*\d+\s*)*,?)?)\s*\]\s*")
 
 
@@ -314,7 +333,7 @@ class _Node(dict[Key, Any]):
 def nest(values: Iterable[tuple[Path, Any]]) -> Any:
     """Builds nested containers from paths: a list where all keys of a node are positions, else a dict.
 
-    ``IntKey`` keys become ints. A single value at the empty path is returned as it is.
+    ``IntKey`` keys become ints, ``TupleKey`` keys tuples. A single value at the empty path is returned as it is.
 
     Raises:
       UnsupportedCheckpoint: the positions of a list leave a hole.
@@ -340,4 +359,11 @@ def _plain(node: Any, path: Path) -> Any:
                 f"{format_path(path)} is a sequence with positions {', '.join(children)}: some are missing"
             )
         return [children[key] for key in sorted(children, key=int)]
-    return {int(key) if isinstance(key, IntKey) else str(key): child for key, child in children.items()}
+    return {_own_key(key): child for key, child in children.items()}
+
+
+def _own_key(key: Key) -> Any:
+    """The key that a dict in memory has."""
+    if isinstance(key, IntKey):
+        return int(key)
+    return ast.literal_eval(key) if isinstance(key, TupleKey) else str(key)

@@ -82,7 +82,7 @@ def _all_wrapped(leaves: list[Path], key: str) -> bool:
 
 def _wrapped(tree: Tree, leaves: list[Path], suffix: str) -> tuple[Dialect, ...]:
     """Readings of a tree all of whose leaves end in ``value``: NNX, or Linen with a box around every parameter."""
-    linen, nnx = _linen(tree, leaves), _nnx_layout(tree, suffix)
+    linen, nnx = _linen(tree, leaves), _nnx_layout(tree, suffix).of(leaves)
     fields = tree.children()
     if isinstance(linen, LinenTrainState) and (PARAMS in fields or _has_positions(tree)):
         return (linen,)

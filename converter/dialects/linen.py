@@ -49,9 +49,8 @@ def unboxed(tree: Tree) -> tuple[list[tuple[Path, Leaf]], tuple[Ignored, ...]]:
 
 
 def inner_path(path: Path, boxed: Collection[Path]) -> Path:
-    """A variable's path as Linen's plain dict keys, with the key of its box if it has one."""
-    plain = tuple(str(key) for key in path)
-    return (*plain, BOX_KEY) if path in boxed else plain
+    """A variable's path with the key of its box if it has one."""
+    return (*path, BOX_KEY) if path in boxed else path
 
 
 @dataclass(frozen=True, slots=True)

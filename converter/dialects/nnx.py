@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from converter.dialects.dialect import EMPTY_REASON, Framework, Ignored, Lifted
@@ -26,11 +26,13 @@ class NnxLayout:
       suffix: the last key of every leaf of an ``nnx.State``; None for a pure dict (``nnx.to_pure_dict``).
       model: where the model's own Variables start; None where there are none (an ``nnx.Optimizer`` saved alone).
       optimizer: where the optimizer's ``step`` and ``opt_state`` stand; None where there is no optimizer.
+      bare: paths in the model of arrays that are no Variables (the mask of a Conv): they have no wrapper.
     """
 
     suffix: str | None = VALUE
     model: Path | None = ()
     optimizer: Path | None = None
+    bare: frozenset[Path] = frozenset()
     framework: ClassVar[Framework] = "nnx"
 
     @property
@@ -69,6 +71,8 @@ class NnxLayout:
         wrapper = (self.suffix,) if self.suffix else ()
         inner = tuple(str(key) for key in (*slot.prefix, *slot.path))
         match slot.part:
+            case Part.VARIABLES if inner in self.bare and self.model is not None:
+                return (*self.model, *inner)
             case Part.VARIABLES:
                 return None if self.model is None else (*self.model, *inner, *wrapper)
             case Part.OPT_STATE:
@@ -78,6 +82,11 @@ class NnxLayout:
             case Part.EXTRA:
                 # Beside an unprefixed model a foreign field could not be told from one of its attributes.
                 return None if self.model == () else (*inner, *wrapper)
+
+    def of(self, leaves: Iterable[Path]) -> NnxLayout:
+        """The same layout with the bare arrays among these leaves."""
+        unwrapped = (path for path in leaves if self.suffix and path[-1] != self.suffix and self._in_model(path))
+        return replace(self, bare=frozenset(path[len(self.model or ()) :] for path in unwrapped))
 
     def _unwrapped(self, path: Path) -> Path:
         return path[:-1] if self.suffix is not None and path[-1:] == (self.suffix,) else path

@@ -85,7 +85,7 @@ class Dataflow:
             self._position += 1
 
     def _scan(self, params: dict[str, Any], views: Views) -> Views:
-        constants, carried = _scan_groups(params)
+        constants, carried = scan_groups(params)
         fixed, stacks = views[: constants + carried], views[constants + carried :]
         slices = [view and self._entered(view) for view in stacks]
         results = self.walk(params["jaxpr"], fixed + slices)
@@ -141,7 +141,7 @@ def _body(equation: Any) -> Any:
     return None
 
 
-def _scan_groups(params: dict[str, Any]) -> tuple[int, int]:
+def scan_groups(params: dict[str, Any]) -> tuple[int, int]:
     """How many operands of a scan are constants, and how many are carried; the others are walked through."""
     if "num_consts" in params:
         return params["num_consts"], params["num_carry"]

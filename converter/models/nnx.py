@@ -37,13 +37,16 @@ def nnx_model_from_factory(factory: Callable[..., Any]) -> Model:
     name = getattr(factory, "__name__", str(factory))
 
     # Variables with sharding names would ask for a mesh, which describing them does not need.
-    def checked() -> nnx.Module:
+    def checked() -> tuple[nnx.Module, nnx.State]:
         module = make()
         _require_module(module)
-        return module
+        return module, nnx.state(module)
 
     with nnx.use_eager_sharding(False):
-        module = user_code.call(f"building the NNX model {name}", nnx.eval_shape, checked)
+        module, state = user_code.call(f"building the NNX model {name}", nnx.eval_shape, checked)
+        if len(nnx.to_flat_state(state)) > len(nnx.to_flat_state(nnx.state(module))):
+            # An abstract module hides arrays in plain dicts (those of WeightNorm before flax 0.12.9).
+            module = user_code.call(f"building the NNX model {name}", make)
     return nnx_model(module, make)
 
 
@@ -122,9 +125,13 @@ def collection_of(leaf: Any) -> str:
 
 
 def _joined_items(module: Any, keys: Sequence[Any]) -> Path:
+    from flax import nnx
+
     names: list[str] = []
     node = module
-    for key in keys:
+    for position, key in enumerate(keys):
+        if isinstance(node, nnx.bridge.ToNNX):  # what follows is Linen's already
+            return (*names, *map(str, keys[position:]))
         inside_container = _is_container(node)
         if inside_container and names:
             names[-1] = f"{names[-1]}_{key}"

@@ -6,19 +6,24 @@ such mirror gets the same operation as the parameters, as long as it holds one v
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from converter.dialects.opt_state import EMPTY_NODE
+from converter.folding import fold
 from converter.planning.findings import Findings
 from converter.planning.plan import Drop, Transfer
-from converter.rules.link import Link, Name
+from converter.rules.link import Link, Name, format_name
 from converter.rules.operations import REWRAP, Agree, Chain, Copies, Fill, Operation, Unfit, fill_number, without_casts
+from converter.rules.operations import Drop as DropOperation
 from converter.training_state import Held, Part, Slot, TrainingState
 from converter.tree import LeafKind, LeafSpec, Path, format_path
 
 FACTORED = frozenset({"v_row", "v_col"})
 """Fields of optax's FactoredState that hold means over the axes of a parameter (Adafactor)."""
+
+WHOLE = "v"
+"""Its third field: moments of parameters that are too small to be factored, placeholders for the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +48,43 @@ Group = tuple[Part, Path]
 """The variables themselves, or one mirror of them: its part and its prefix."""
 
 
-class Following:
-    """The target's leaves, and the transfers whose values have to be looked at first."""
+def factored_groups(state: Iterable[Slot]) -> frozenset[Group]:
+    """The mirrors whose shapes are not those of the parameters."""
+    groups = {(slot.part, slot.prefix) for slot in state if slot.is_mirror}
 
-    def __init__(self, state: TrainingState, links: Iterable[Link], findings: Findings, *, allow_lossy: bool) -> None:
+    def is_factored(part: Part, prefix: Path) -> bool:
+        beside = any((part, (*prefix[:-1], name)) in groups for name in FACTORED)
+        return beside and prefix[-1:] in {(name,) for name in (*FACTORED, WHOLE)}
+
+    return frozenset(group for group in groups if is_factored(*group))
+
+
+class Following:
+    """The target's leaves, and the transfers whose values have to be looked at first.
+
+    Args:
+      sources: the specs of all variables that links speak of, also of those that are not in the state.
+
+    Attributes:
+      is_complete: whether everything could follow; what could not is a problem already.
+    """
+
+    def __init__(
+        self,
+        state: TrainingState,
+        sources: Mapping[Name, LeafSpec],
+        links: Collection[Link],
+        findings: Findings,
+        *,
+        allow_lossy: bool,
+    ) -> None:
         self.made: list[Made] = []
         self.conditions: list[Transfer] = []
         self._findings = findings
+        self.is_complete = True
         self._allow_lossy = allow_lossy
+        self._sources = sources
+        self._factored = factored_groups(state)
         self._groups: dict[Group, dict[Name, Held]] = {}
         for slot, held in state.items():
             if slot.path:
@@ -62,7 +96,7 @@ class Following:
                 self._invent(link)
 
     def _follow(self, state: TrainingState, by_source: Mapping[Name, Link]) -> None:
-        done: set[tuple[Group, tuple[Name, ...]]] = set()
+        done: set[tuple[Group, int]] = set()
         for slot, held in state.items():
             if not slot.path:
                 self.made.append(Made(slot, Transfer(REWRAP, (held,))))
@@ -71,8 +105,8 @@ class Following:
             if link is None:  # it has no counterpart, which is a problem already
                 continue
             group = (slot.part, slot.prefix)
-            if (group, link.sources) not in done:
-                done.add((group, link.sources))
+            if (group, id(link)) not in done:
+                done.add((group, id(link)))
                 self._carry_out(link, slot)
 
     def _carry_out(self, link: Link, slot: Slot) -> None:
@@ -97,12 +131,13 @@ class Following:
         operation = link.operation
         if operation == REWRAP:
             return operation
-        variables = self._groups.get((Part.VARIABLES, ()), {})
-        specs = [variables[name].leaf.spec for name in link.sources if name in variables]
-        where = " + ".join(format_path(each.source) for each in held)
+        if isinstance(operation, DropOperation):
+            return _forgotten(operation, slot.part)
+        specs = [self._sources[name] for name in link.sources if self._sources[name].kind is not LeafKind.EMPTY]
+        where = Transfer(operation, held).names
         if len(held) < len(link.sources) or any(each.leaf.spec.kind is LeafKind.EMPTY for each in held):
             reason = "only some of the parameters that become one have it (the others are masked out)"
-        elif self._is_factored(slot):
+        elif (slot.part, slot.prefix) in self._factored:
             reason = "factored moments (Adafactor) can follow a new name, but not a new shape"
         elif slot.part is Part.OPT_STATE and _is_tie(operation):
             reason = "the optimizer state of weights that are tied on one side only cannot be shared out"
@@ -111,14 +146,13 @@ class Following:
         else:
             same_dtypes = not specs or [s.dtype for s in specs] == [each.leaf.spec.dtype for each in held]
             return operation if same_dtypes else without_casts(operation)
-        shown = ", ".join(str(each.leaf.spec) for each in held)
-        self._findings.refuse(f"{where}: {shown} cannot become {_targets(link)} ({operation.name}): {reason}", _ADVICE)
+        shown = ", ".join(dict.fromkeys(str(each.leaf.spec) for each in held))
+        self._refuse(f"{where}: {shown} cannot become {_targets(link)} ({operation.name}): {reason}")
         return None
 
-    def _is_factored(self, slot: Slot) -> bool:
-        field, above = slot.prefix[-1:], slot.prefix[:-1]
-        beside = any((slot.part, (*above, name)) in self._groups for name in FACTORED)
-        return beside and (field == ("v",) or field[0] in FACTORED)
+    def _refuse(self, problem: str) -> None:
+        self.is_complete = False
+        self._findings.refuse(problem, _ADVICE)
 
     def _transfer(self, operation: Operation, held: Iterable[Held]) -> Transfer:
         if self._allow_lossy:
@@ -132,11 +166,12 @@ class Following:
         try:
             count = len(transfer.specs)
         except Unfit as error:
-            where = " + ".join(format_path(held.source) for held in transfer.sources)
-            self._findings.refuse(f"{where}: {error}", _ADVICE)
+            self._refuse(f"{transfer.names}: {error}")
             return
         if not link.targets:
-            drops = [Drop(held.source, held.leaf.spec, link.operation.name) for held in transfer.sources]
+            forced = link.operation.looks_at_values and not transfer.operation.looks_at_values
+            reason = link.operation.name + (" (--allow-lossy)" if forced else "")
+            drops = [Drop(held.source, held.leaf.spec, reason) for held in transfer.sources]
             self._findings.drops += [drop for drop in drops if drop.spec.kind is not LeafKind.EMPTY]
         for output in range(count):
             self.made.append(Made(slot.renamed(*link.targets[output]), transfer, output))
@@ -144,29 +179,48 @@ class Following:
     def _invent(self, link: Link) -> None:
         """Fills in variables that no source has, and what an optimizer would keep for them from the start."""
         assert isinstance(link.operation, Fill)
-        for part, prefix in self._groups:
+        alike = link.beside or self._alike(link)
+        for (part, prefix), members in self._groups.items():
             slot = Slot(part, prefix=prefix)
-            beside = self._beside(link, part, prefix)
+            beside = members.get(alike) if alike is not None else None
             if part is Part.VARIABLES:
                 self._place(link, slot, Transfer(link.operation, ()))
-            elif beside is None or self._is_factored(slot):
+            elif beside is None:
                 continue
+            elif (part, prefix) in self._factored:
+                made = ", ".join(format_path((*prefix, *path)) for _, path in link.targets)
+                self._refuse(f"{made}: factored moments (Adafactor) of a variable that is filled in")
             elif beside.leaf.spec.kind is LeafKind.EMPTY:
                 self._place(link, slot, Transfer(REWRAP, [Held(beside.source, EMPTY_NODE)] * len(link.targets)))
             elif part is Part.EXTRA:  # an average of the parameters
                 self._place(link, slot, Transfer(link.operation, ()))
             else:
                 spec = replace(link.operation.filled[0], dtype=beside.leaf.spec.dtype)
-                self._place(link, slot, Transfer(fill_number(spec, 0.0, link.operation.reason), ()))
+                self._place(link, slot, Transfer(fill_number(spec, 0.0, "what an optimizer starts with"), ()))
 
-    def _beside(self, link: Link, part: Part, prefix: Path) -> Held | None:
-        members = self._groups[part, prefix]
-        return members.get(link.beside) if link.beside is not None else next(iter(members.values()), None)
+    def _alike(self, link: Link) -> Name | None:
+        """The variable that an optimizer most likely treats like the invented one: masks go by names and by ranks."""
+        ((collection, path), *_), spec = link.targets, link.operation.specs(())[0]
+        candidates = [name for name in self._sources if name[0] == collection]
+
+        def unlike(name: Name) -> tuple[bool, bool]:
+            return name[1][-1:] != path[-1:], len(self._sources[name].shape) != len(spec.shape)
+
+        return min(candidates, key=unlike, default=None)
 
 
 _ADVICE = (
     "Leave the optimizer state behind (--params-only, or --drop 'opt_state/**'), or keep these parameters as they are."
 )
+
+
+def _forgotten(operation: DropOperation, part: Part) -> DropOperation:
+    """What leaving a variable behind means for a mirror of it.
+
+    Whatever number the variable was filled with: an optimizer that has not changed it yet holds zeros.
+    """
+    untouched = part is Part.OPT_STATE and operation.expected is not None
+    return replace(operation, expected=0.0) if untouched else operation
 
 
 def _is_tie(operation: Operation) -> bool:
@@ -176,4 +230,4 @@ def _is_tie(operation: Operation) -> bool:
 
 
 def _targets(link: Link) -> str:
-    return " + ".join(format_path((collection, *path)) for collection, path in link.targets)
+    return " + ".join(fold((format_name(name),) for name in link.targets))

@@ -11,6 +11,7 @@ from converter.planning.plan import Step, Transfer
 from converter.planning.request import Request
 from converter.rules.operations import Fill
 from converter.training_state import Part, Slot
+from converter.tree import format_path
 
 
 def from_the_model(
@@ -21,6 +22,9 @@ def from_the_model(
     wanted = [v for v in unfilled if request.fill_random_state or not v.is_random_state]
     if len(wanted) < len(unfilled) and request.target is None:
         findings.notes.append("random state is not written: the NNX model keeps its own")
+    if model is None and request.template is not None:
+        why = "the model's to make: --nnx-model fills it in"
+        findings.notes += [f"{format_path(v.path)} {v.spec} is in the --like checkpoint only, {why}" for v in unfilled]
     if model is None or not request.fill_from_model:
         return []
     values = InitialValues(model)

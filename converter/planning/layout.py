@@ -32,11 +32,13 @@ def target_layout(slots: Collection[Slot], request: Request) -> Dialect:
     training = any(slot.part is not Part.VARIABLES for slot in slots)
     if request.to == "nnx":
         suffix = VALUE if request.nnx_style == "state" else None
+        plain = (v.path for v in request.nnx_model.variables if not v.collection) if request.nnx_model else ()
+        bare = frozenset(tuple(map(str, path)) for path in plain)
         if not training:
-            return NnxLayout(suffix)
+            return NnxLayout(suffix, bare=bare)
         if not any(slot.part is Part.VARIABLES for slot in slots):
             return NnxLayout(suffix, None, ())
-        return NnxLayout(suffix, *BUNDLES[request.nnx_bundle])
+        return NnxLayout(suffix, *BUNDLES[request.nnx_bundle], bare)
     boxed = request.linen_model.boxed if request.linen_model else frozenset[Path]()
     style = request.linen_style or ("train-state" if training else "variables")
     if style == "params":

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from converter.dialects.dialect import Framework
 from converter.models import InitialValues, Model
+from converter.planning.following import factored_groups
 from converter.planning.request import Request
 from converter.rules.layers import slashed_key
 from converter.rules.link import Correspondence, Name
@@ -14,25 +15,46 @@ from converter.rules.matching.match import correspond
 from converter.rules.operations import Fill
 from converter.rules.ruled.apply import apply_rules
 from converter.training_state import PARAMS, Part, TrainingState
-from converter.tree import LeafSpec, empty_spec
+from converter.tree import LeafKind, LeafSpec, empty_spec
 
 
-def find_links(state: TrainingState, dropped: Mapping[Name, LeafSpec], request: Request) -> Correspondence:
+def find_links(
+    state: TrainingState, sources: Mapping[Name, LeafSpec], dropped: Mapping[Name, LeafSpec], request: Request
+) -> Correspondence:
     """Links all variables of a state, and of an optimizer saved alone those that it follows."""
-    sources = _sources(state)
+    if not sources and not dropped:  # an optimizer that keeps nothing for its parameters, saved alone
+        return Correspondence()
     has_variables = state.has(Part.VARIABLES)
     linen, nnx = (_restricted(target_model(request, side), request, has_variables) for side in ("linen", "nnx"))
     if request.rules is None:
-        return correspond(request.to, sources, dropped, linen, nnx, request.evidence)
+        found = correspond(request.to, sources, dropped, linen, nnx, request.evidence)
+        whole = _between_whole_models(sources, request) if found.problems and not has_variables else None
+        return whole or found
     target = linen if request.to == "linen" else nnx
     specs = {(v.collection, v.path): v.spec for v in target.variables} if target else None
     ruled, others = apply_rules(request.rules, request.to, sources, specs, _initial_values(target))
     if not others and target is None:
         return ruled
     left = _without(target, set(ruled.linked_targets()))
-    linen, nnx = (left, nnx) if request.to == "linen" else (linen, left)
+    own = _without_paths(nnx if request.to == "linen" else linen, sources.keys() - others.keys())
+    linen, nnx = (left, own) if request.to == "linen" else (own, left)
     # Running the models says nothing where the user's rules have the first word.
     return ruled.joined(correspond(request.to, others, dropped, linen, nnx))
+
+
+def _between_whole_models(sources: Mapping[Name, LeafSpec], request: Request) -> Correspondence | None:
+    """The links of an optimizer saved alone, found with all variables of both models: it takes all to run them.
+
+    None where both models are not at hand, or do not fit together.
+    """
+    linen, nnx = request.linen_model, request.nnx_model
+    if linen is None or nnx is None or request.evidence is None:
+        return None
+    own = linen if request.to == "nnx" else nnx
+    every = {(v.collection, v.path): v.spec for v in own.variables if not v.is_random_state and not v.is_plain}
+    found = correspond(request.to, {**every, **sources}, {}, linen, nnx, request.evidence)
+    links = [link for link in found.links if all(name in sources for name in link.sources)]
+    return None if found.problems else Correspondence(links)
 
 
 def target_model(request: Request, framework: Framework) -> Model | None:
@@ -62,16 +84,52 @@ def _without(model: Model | None, names: Collection[Name]) -> Model | None:
     return replace(model, variables=tuple(v for v in model.variables if (v.collection, v.path) not in names))
 
 
-def _sources(state: TrainingState) -> dict[Name, LeafSpec]:
+def _without_paths(model: Model | None, names: Collection[Name]) -> Model | None:
+    """The source's own model without variables that rules speak of; NNX collections may be of the user's choosing."""
+    if model is None or not names:
+        return model
+    taken = {name[1] for name in names} if model.framework == "nnx" else names
+    variables = (((v.path if model.framework == "nnx" else (v.collection, v.path)), v) for v in model.variables)
+    return replace(model, variables=tuple(v for name, v in variables if name not in taken))
+
+
+def source_specs(state: TrainingState, request: Request) -> dict[Name, LeafSpec]:
+    """The variables that are to be linked: those of a state, and those that are not in it and yet mirrored.
+
+    The shape of the latter is told by their own model, or by a moment that has it; where neither does, their spec is
+    that of an empty leaf. Where an optimizer stands alone, its model tells the parameters too that it keeps nothing of.
+    """
     sources: dict[Name, LeafSpec] = {}
+    mirrored: dict[Name, LeafSpec] = {}
+    factored = factored_groups(state)
     for slot, held in state.items():
+        name, spec = (slot.collection, slot.path), held.leaf.spec
         if slot.part is Part.VARIABLES:
-            sources[slot.collection, slot.path] = held.leaf.spec
-    # What mirrors a variable that is not there knows its name; its shape may be that of a masked or factored moment.
-    for slot in state:
-        if slot.is_mirror:
-            sources.setdefault((slot.collection, slot.path), empty_spec("node"))
+            sources[name] = spec
+        elif slot.is_mirror:
+            told = spec if (slot.part, slot.prefix) not in factored else _UNKNOWN
+            other = mirrored.setdefault(name, told)
+            # Some optimizers keep less than a value for each value beside their moments, none keeps more.
+            if other.kind is LeafKind.EMPTY or (told.kind is not LeafKind.EMPTY and told.size > other.size):
+                mirrored[name] = told
+    if len(mirrored.keys() - sources.keys()):
+        own = request.nnx_model if request.to == "linen" else request.linen_model
+        model = _restricted(own, request, bool(sources))
+        known = {(v.collection, v.path): v.spec for v in model.variables} if model else {}
+        in_state, sources = sources, sources or dict(known)
+        for name, spec in mirrored.items():
+            if name not in in_state:
+                sources[name] = spec if name not in known or _is_of_another(spec, known[name]) else known[name]
     return {name: spec for name, spec in sources.items() if _is_decided(name)}
+
+
+_UNKNOWN = empty_spec("node")
+
+
+def _is_of_another(moment: LeafSpec, declared: LeafSpec) -> bool:
+    """Whether a moment cannot be that of the model's parameter; one number for a whole parameter can."""
+    known = LeafKind.EMPTY not in (moment.kind, declared.kind)
+    return known and len(moment.shape) == len(declared.shape) and moment.shape != declared.shape
 
 
 def _is_decided(name: Name) -> bool:

@@ -12,7 +12,8 @@ from typing import Any
 from converter.dialects.dialect import FRAMEWORK_NAMES, Dialect, Ignored
 from converter.errors import ConversionRefused
 from converter.folding import fold
-from converter.rules.operations import Operation
+from converter.planning.wording import demand, section, several
+from converter.rules.operations import Fill, Operation
 from converter.training_state import Held
 from converter.tree import Leaf, LeafKind, LeafSpec, Path, Tree, format_path
 
@@ -59,6 +60,11 @@ class Transfer:
             return ""
         return self.operation.objection([held.leaf.fetch() for held in self.sources], self._source_specs)
 
+    @property
+    def names(self) -> str:
+        """Its sources."""
+        return several([held.source for held in self.sources])
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -91,7 +97,7 @@ class Step:
         return self.transfer.take(self.output)
 
 
-LOSSY_ADVICE = "--allow-lossy (allow_lossy=True) converts all the same, without what has no place on the other side."
+LOSSY_ADVICE = "--allow-lossy (allow_lossy=True) accepts that loss."
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +123,7 @@ class Plan:
       problems: why the conversion is refused; empty for a plan that can run.
       advice: what settles the problems.
       conditions: transfers that lose nothing only if the values allow it.
+      path: the checkpoint that is converted, for errors; empty for objects in memory.
     """
 
     source: Dialect
@@ -128,14 +135,12 @@ class Plan:
     problems: tuple[str, ...] = ()
     advice: str = ""
     conditions: tuple[Transfer, ...] = ()
+    path: str = ""
 
     def check(self) -> None:
         """Raises ``ConversionRefused`` with all problems at once, if there are any."""
         if self.problems:
-            count = f"{len(self.problems)} problem" + ("s" if len(self.problems) > 1 else "")
-            raise ConversionRefused(
-                f"{self.headline}: refused, {count}:", self.problems, self.advice, {"plan": self.to_json()}
-            )
+            raise self._refusal(self.problems, self.advice)
 
     def check_values(self) -> None:
         """Raises ``ConversionRefused`` with everything that would be lost, now that values may be read."""
@@ -143,14 +148,15 @@ class Plan:
         for transfer in self.conditions:
             objection = transfer.objection()
             if objection:
-                names = " + ".join(format_path(held.source) for held in transfer.sources)
                 specs = ", ".join(dict.fromkeys(str(held.leaf.spec) for held in transfer.sources))
-                objections.append(f"{names} {specs}: {objection}")
+                objections.append(f"{transfer.names}: {specs}: {objection}")
         if objections:
-            count = f"{len(objections)} problem" + ("s" if len(objections) > 1 else "")
-            raise ConversionRefused(
-                f"{self.headline}: refused, {count}:", objections, LOSSY_ADVICE, {"plan": self.to_json()}
-            )
+            raise self._refusal(objections, LOSSY_ADVICE)
+
+    def _refusal(self, problems: Sequence[str], advice: str) -> ConversionRefused:
+        count = f"{len(problems)} problem" + ("s" if len(problems) > 1 else "")
+        subject = f"{self.path}: {self.headline}" if self.path else self.headline
+        return ConversionRefused(f"{subject}: refused, {count}:", problems, advice, {"plan": self.to_json()})
 
     def tree(self) -> Tree:
         """The target tree; each of its leaves is computed when it is fetched."""
@@ -168,13 +174,15 @@ class Plan:
     def text(self, *, problems: bool = True) -> str:
         """The plan for people: folded steps first, then drops, fills, notes and, if asked for, problems."""
         lines = [self.headline, ""]
-        lines += fold(_rows(self.steps))
-        lines += _section("dropped", [(format_path(d.source), str(d.spec), d.reason) for d in self.drops])
-        lines += _section("filled in", [(format_path(s.target), str(s.spec), s.operation.name) for s in self.filled])
-        lines += _section("holds nothing", [(format_path(i.source), i.reason) for i in self.ignored])
-        lines += _section("note", [(note,) for note in self.notes])
+        lines += fold(_rows(self.steps), plain=(3,))
+        lines += section("dropped", [(format_path(d.source), str(d.spec), d.reason) for d in self.drops])
+        lines += section("filled in", [(format_path(s.target), str(s.spec), filling(s)) for s in self.filled])
+        conditions = [(t.names, demand(t.operation)) for t in self.conditions]
+        lines += section("condition, checked before anything is written", conditions, plain=(1,))
+        lines += section("holds nothing", [(format_path(i.source), i.reason) for i in self.ignored])
+        lines += section("note", [(note,) for note in self.notes])
         if problems:
-            lines += _section("problem", [(problem,) for problem in self.problems])
+            lines += section("problem", [(problem,) for problem in self.problems])
             lines += [self.advice] if self.problems and self.advice else []
         return "\n".join(lines)
 
@@ -193,31 +201,33 @@ class Plan:
                 for step in self.steps
             ],
             "dropped": [{"source": format_path(d.source), "leaf": str(d.spec), "reason": d.reason} for d in self.drops],
+            "conditions": [
+                {"sources": [format_path(held.source) for held in t.sources], "demand": demand(t.operation)}
+                for t in self.conditions
+            ],
             "empty": [{"source": format_path(i.source), "reason": i.reason} for i in self.ignored],
             "notes": list(self.notes),
             "problems": list(self.problems),
         }
 
 
-def _rows(steps: Sequence[Step]) -> Iterator[tuple[str, str, str]]:
-    """One row for each transfer: what it makes, what of, and what that is."""
+def filling(step: Step) -> str:
+    """What a leaf that has no source is filled with, and why."""
+    operation = step.operation
+    if isinstance(operation, Fill) and operation.number is not None and "filled with" not in operation.name:
+        return f"filled with {operation.number:g}: {operation.name}"
+    return operation.name
+
+
+def _rows(steps: Sequence[Step]) -> Iterator[tuple[str, str, str, str]]:
+    """One row for each transfer that has sources: what it makes, what of, what that is, and what is done."""
     made: dict[int, list[Step]] = {}
     for step in steps:
-        made.setdefault(id(step.transfer), []).append(step)
+        if step.sources or step.spec.kind is LeafKind.EMPTY:
+            made.setdefault(id(step.transfer), []).append(step)
     for together in made.values():
         transfer = together[0].transfer
-        words = ["←", _names([held.source for held in transfer.sources])]
-        if transfer.operation.name:
-            words.append(f"({transfer.operation.name})")
         specs = dict.fromkeys(str(step.spec) for step in together)
-        several = f"{len(together)} × " if len(together) > len(specs) else ""
-        yield _names([s.target for s in together]), " ".join(filter(None, words)), several + ", ".join(specs)
-
-
-def _names(paths: Sequence[Path]) -> str:
-    """Several paths in a few words: ``params/layers_{0…11}/kernel``."""
-    return format_path(paths[0]) if len(paths) == 1 else " + ".join(fold((format_path(path),) for path in paths))
-
-
-def _section(title: str, rows: Sequence[tuple[str, ...]]) -> list[str]:
-    return ["", f"{title}:", *("  " + line for line in fold(rows))] if rows else []
+        times = f"{len(together)} × " if len(together) > len(specs) else ""
+        source = f"← {transfer.names}" if transfer.sources else "←"
+        yield several([s.target for s in together]), source, times + ", ".join(specs), transfer.operation.name

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from converter.dialects import readings, unreadable
@@ -15,15 +15,17 @@ from converter.planning.findings import Findings
 from converter.planning.following import Following, Made
 from converter.planning.initial import from_the_model
 from converter.planning.layout import lay_out, target_layout
-from converter.planning.linking import find_links, target_model
+from converter.planning.linking import find_links, source_specs, target_model
 from converter.planning.optimizer import empty_members
 from converter.planning.plan import Plan, Step
 from converter.planning.policy import apply_policy
 from converter.planning.request import Request
 from converter.rules.layers import slashed_key
+from converter.rules.link import Link, Name
+from converter.rules.operations import Unfit
 from converter.rules.variable_types import assign_collections
 from converter.training_state import PARAMS, Part, Slot, TrainingState
-from converter.tree import LeafKind, LeafSpec, Path, Tree, array_spec, format_path
+from converter.tree import LeafKind, LeafSpec, Tree, array_spec, empty_spec, format_path
 
 
 def make_plan(tree: Tree, request: Request) -> Plan:
@@ -91,21 +93,25 @@ def plan_state(source: Dialect, lifted: Lifted, request: Request) -> Plan:
         )
     state, dropped = apply_policy(state, request, findings)
     _require_collections(state, findings)
-    found = find_links(state, dropped, request)
+    sources = source_specs(state, request)
+    found = find_links(state, sources, dropped, request)
     findings.advice |= dict.fromkeys(found.advice)
     for problem, advice in found.problems:
         findings.refuse(problem, advice)
     for problem in found.dtypes if request.exact_dtypes else ():
         findings.refuse(problem, "Cast the array, or give the model the dtype of the checkpoint (param_dtype).")
-    findings.notes += found.notes + ([] if request.exact_dtypes else found.dtypes)
-    following = Following(state, found.links, findings, allow_lossy=request.allow_lossy)
+    # Moments may have another dtype than their parameters, which an optimizer saved alone says nothing of.
+    noted = found.dtypes if state.has(Part.VARIABLES) and not request.exact_dtypes else []
+    findings.notes += found.notes + noted
+    following = Following(state, sources, found.links, findings, allow_lossy=request.allow_lossy)
     _refuse_collisions(following.made, findings)
     target = request.target or target_layout([leaf.slot for leaf in following.made], request)
     steps = lay_out(following.made, target, findings)
     steps += from_the_model(found.unfilled, target, request, findings)
-    if isinstance(target, LinenTrainState) and source.framework == "nnx":
-        parameters, known = _parameters(following.made, target)
-        steps += empty_members(steps, parameters, request.optimizer, findings, checked=known)
+    if isinstance(target, LinenTrainState) and source.framework == "nnx" and following.is_complete:
+        parameters, known = _parameters(following.made, found.links, sources, request)
+        below = {path[1:]: spec for slot, spec in parameters.items() if (path := target.lower(slot))}
+        steps += empty_members(steps, below, request.optimizer, findings, checked=known)
     _last_words(state, steps, target, request, findings)
     return Plan(
         source=source,
@@ -137,8 +143,16 @@ def _last_words(state: TrainingState, steps: list[Step], target: Dialect, reques
     if request.target is None and not findings.problems and all(step.spec.kind is LeafKind.EMPTY for step in steps):
         rules = ", ".join([f"--drop {glob.text!r}" for glob in request.drop] + ["--params-only"] * request.params_only)
         findings.refuse(f"nothing is left to convert ({rules or 'all leaves are dropped by default'})", "Drop less.")
+    if request.template is not None and target_model(request, request.to) is request.template and findings.problems:
+        findings.advice = {"The model spoken of is the --like checkpoint.": None, **findings.advice}
     if request.optimizer is not None and not state.has(Part.OPT_STATE):
         findings.notes.append("the optimizer given is of no use: there is no optimizer state")
+    if (
+        request.template is not None
+        and getattr(target, "optimizer", None) is not None
+        and not state.has(Part.OPT_STATE)
+    ):
+        findings.notes.append("the --like checkpoint has an optimizer, the source has none")
     if isinstance(target, LinenTrainState) and not (state.has(Part.STEP) and state.has(Part.VARIABLES)):
         missing = "no step" if state.has(Part.VARIABLES) else "no variables"
         findings.notes.append(f"the train state is incomplete: there is {missing} in the checkpoint")
@@ -169,18 +183,39 @@ def _require_collections(state: TrainingState, findings: Findings) -> None:
             )
 
 
-def _parameters(made: Iterable[Made], target: Dialect) -> tuple[dict[Path, LeafSpec], bool]:
-    """The parameters by their path below ``params``, and whether their shapes are sure.
+def _parameters(
+    made: Iterable[Made], links: Iterable[Link], sources: Mapping[Name, LeafSpec], request: Request
+) -> tuple[dict[Slot, LeafSpec], bool]:
+    """The parameters of a Linen train state, and whether their shapes are sure.
 
-    Where an optimizer stands alone its moments show them, which may be factored or masked out.
+    Where an optimizer stands alone a model of either side tells them; else its moments show them, which may be factored
+    or masked out.
     """
     found = {leaf.slot: leaf.spec for leaf in made if leaf.slot.part is Part.VARIABLES}
-    parameters = {slot: spec for slot, spec in found.items() if slot.collection == PARAMS}
-    if not found:
-        for leaf in made:
-            slot, spec = Slot(Part.VARIABLES, PARAMS, leaf.slot.path), leaf.spec
-            if leaf.slot.is_mirror and (slot not in parameters or spec.size > parameters[slot].size):
-                # Where all its moments are masked out, nothing tells the shape of a parameter.
-                parameters[slot] = array_spec("float32") if spec.kind is LeafKind.EMPTY else spec
-    paths = {target.lower(slot): spec for slot, spec in parameters.items()}
-    return {path[1:]: spec for path, spec in paths.items() if path}, bool(found)
+    if found:
+        return {slot: spec for slot, spec in found.items() if slot.collection == PARAMS}, True
+    model = target_model(request, "linen")
+    declared = {(v.collection, v.path): v.spec for v in model.variables} if model else {}
+    parameters: dict[Slot, LeafSpec] = {}
+    for link in links:
+        for name, spec in zip(link.targets, _made_of(link, sources), strict=True):
+            if name[0] == PARAMS:
+                known = declared.get(name, spec) if spec.kind is LeafKind.EMPTY else spec
+                parameters[Slot(Part.VARIABLES, *name)] = known
+    unsure = {slot for slot, spec in parameters.items() if spec.kind is LeafKind.EMPTY}
+    for leaf in made:
+        slot = Slot(Part.VARIABLES, PARAMS, leaf.slot.path)
+        if slot in unsure and leaf.slot.is_mirror and leaf.spec.size > parameters[slot].size:
+            parameters[slot] = leaf.spec
+    for slot in unsure:
+        if parameters[slot].kind is LeafKind.EMPTY:  # all its moments are masked out, so nothing tells its shape
+            parameters[slot] = array_spec("float32")
+    return parameters, not unsure
+
+
+def _made_of(link: Link, sources: Mapping[Name, LeafSpec]) -> Sequence[LeafSpec]:
+    """What a link makes of variables of which some may not be known."""
+    try:
+        return link.operation.specs([sources[name] for name in link.sources])
+    except Unfit:
+        return [empty_spec("node")] * len(link.targets)

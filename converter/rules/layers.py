@@ -185,8 +185,9 @@ def _plain(name: Name) -> Part:
     slashed = slashed_key(path)
     if slashed is None:
         return Part(path[:-1], "", ((collection, path[-1:]),), (name,))
-    # WeightNorm's scales are plain arrays before flax 0.12.9, and parameters since.
-    return Part(path[:-2], "", ((collection or PARAMS, slashed[-1:]),), (name,))
+    # Without a model the place tells the collection; WeightNorm's scales are plain arrays before flax 0.12.9 even with.
+    own = "batch_stats" if path[-2] == "batch_stats" else PARAMS
+    return Part(path[:-2], "", ((collection or own, slashed[-1:]),), (name,))
 
 
 def _below(roots: Iterable[Path], names: Iterable[Name]) -> dict[Path, dict[Path, Name]]:

@@ -125,6 +125,9 @@ def _array(leaf: Any) -> np.ndarray[Any, Any]:
 
 
 def _difference(name: str, left: np.ndarray[Any, Any], right: np.ndarray[Any, Any]) -> OutputDifference:
+    if not {left.dtype.kind, right.dtype.kind}.isdisjoint("USO"):  # texts and other objects among the outputs
+        equal = bool(np.array_equal(left, right))
+        return OutputDifference(name, _described(left), 0.0 if equal else np.inf, 0.0, 0.0, equal)
     bitwise = left.dtype == right.dtype and left.tobytes() == right.tobytes()
     wide = np.complex128 if left.dtype.kind == "c" else np.float64
     a, b = left.astype(wide), right.astype(wide)

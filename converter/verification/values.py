@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +10,8 @@ import numpy as np
 
 from converter.formats.checkpoint import Progress
 from converter.planning.plan import Step
-from converter.tree import LeafKind, Tree, format_path
+from converter.tree import LeafKind, Tree, element_bits, format_path
 from converter.verification.structure import Difference
-
-_SUB_BYTE = re.compile(r"u?int[1-7]|float[4-7]_.*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +69,7 @@ def value_difference(expected: Any, found: Any) -> tuple[str, str] | None:
     left, right = np.asarray(expected), np.asarray(found)
     if (left.dtype, left.shape) != (right.dtype, right.shape):
         return _described(left), _described(right)
-    left_bits, right_bits = _bits(left), _bits(right)
+    left_bits, right_bits = element_bits(left), element_bits(right)
     if np.array_equal(left_bits, right_bits):
         return None
     wrong = np.flatnonzero((left_bits != right_bits).any(axis=-1))
@@ -81,15 +78,6 @@ def value_difference(expected: Any, found: Any) -> tuple[str, str] | None:
         f"{left.reshape(-1)[wrong[0]]} at [{index}]",
         f"{right.reshape(-1)[wrong[0]]} there, and {wrong.size} of {left.size} elements differ",
     )
-
-
-def _bits(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """The bytes of each element: uint8 of shape [size, itemsize]."""
-    flat = np.ascontiguousarray(array).reshape(-1)
-    if _SUB_BYTE.fullmatch(flat.dtype.name):
-        # Stored one to a byte, of which the upper bits mean nothing.
-        flat = flat.astype(np.float32)
-    return flat.view(np.uint8).reshape(flat.size, flat.dtype.itemsize)
 
 
 def _described(array: np.ndarray[Any, Any]) -> str:

@@ -87,7 +87,8 @@ def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
             patch.setattr(sys.modules["__main__"], "__package__", None, raising=False)
             # What the user's own files leave behind must not reach the next run.
             patch.setattr(sys, "path", [*sys.path])
-            patch.delitem(sys.modules, "models", raising=False)
+            for name in "models", "unlike":
+                patch.delitem(sys.modules, name, raising=False)
             try:
                 code = _exit_code(main)
             finally:

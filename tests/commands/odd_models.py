@@ -126,3 +126,32 @@ class NnxSleeping(nnx.Linear):
 
 def nnx_sleeping() -> Any:
     return NnxSleeping(4, 3, rngs=nnx.Rngs(0))
+
+
+class LinenTied(nn.Module):
+    """The embedding is the output layer too."""
+
+    @nn.compact
+    def __call__(self, tokens: Any) -> Any:
+        embed = nn.Embed(7, 4, name="embed")
+        return embed.attend(nn.Dense(4, name="dense")(embed(tokens)))
+
+
+class NnxUntied(nnx.Module):
+    """Has an output layer of its own."""
+
+    def __init__(self) -> None:
+        self.embed = nnx.Embed(7, 4, rngs=nnx.Rngs(0))
+        self.dense = nnx.Linear(4, 4, rngs=nnx.Rngs(1))
+        self.head = nnx.Linear(4, 7, use_bias=False, rngs=nnx.Rngs(2))
+
+    def __call__(self, tokens: Any) -> Any:
+        return self.head(self.dense(self.embed(tokens)))
+
+
+def linen_tied() -> Any:
+    return LinenTied()
+
+
+def nnx_untied() -> Any:
+    return NnxUntied()

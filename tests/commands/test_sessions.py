@@ -11,8 +11,9 @@ A session is a text file ``sessions/NAME.session``::
 ``$ flax-convert …`` is run with the words of the line, split as a shell would; below it stand what it prints and its
 exit code. Blank lines and comments may stand between commands. Each session runs in an empty directory of its own.
 
-* ``$TMP`` is that directory, ``$FIXTURES`` that of the committed checkpoints, ``$MODELS`` the file with their models.
-  The same names stand for these paths in the output.
+* ``$TMP`` is that directory, ``$FIXTURES`` that of the committed checkpoints, ``$MODELS`` the file with their models,
+  ``$UNLIKE`` that with the models whose variables differ, ``$RULES`` the directory of rule files. The same names stand
+  for these paths in the output.
 * ``$TIME``, ``$HEX``, ``$NUMBER`` and ``$VERSION`` stand in the output for what differs from run to run.
 * ``% cp FROM TO``, ``% mkdir PATH``, ``% rm PATH`` and ``% flip FILE`` (the last byte) prepare files.
 * ``@ typer 0.29`` compares the outputs of the session only where that version is installed.
@@ -82,6 +83,7 @@ class Place:
 
     def __init__(self, directory: Path, checkpoints: Path, models: str) -> None:
         self.names = {"$TMP": str(directory), "$FIXTURES": str(checkpoints), "$MODELS": models}
+        self.names |= {"$UNLIKE": str(checkpoints.parent / "unlike.py"), "$RULES": str(checkpoints.parent / "rules")}
 
     def words(self, line: str) -> list[str]:
         return [self._filled(word) for word in shlex.split(line)]

@@ -28,6 +28,8 @@ class Pair:
       tolerance: largest accepted difference of outputs, relative to the largest output; 0 is bit for bit.
       lossy: Linen paths that have no place in NNX; random values for them have to be refused, and zeros accepted.
       by_convention: whether the names follow Flax's own conventions, so that one of the two models is enough.
+      copies: what NNX holds several times and Linen once; then not every value of the NNX module is one of Linen's.
+      rules: the text of a rule file (docs/rules.md) where nothing but its user can say what belongs together.
     """
 
     name: str
@@ -43,3 +45,5 @@ class Pair:
     tolerance: float = 0.0
     lossy: tuple[str, ...] = ()
     by_convention: bool = False
+    copies: str = ""
+    rules: str = ""

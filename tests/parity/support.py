@@ -28,7 +28,7 @@ POSITIVE = {"var", "sigma", "scale"}
 """Variables that a layer divides by or takes the root of, and factors whose sign a norm would lose."""
 
 CACHE_INDEX = 2
-"""Inside every cache, with room for two more steps."""
+"""Of the first layer; those of others in a stack differ. Caches are long enough for two more steps."""
 
 
 # Leaves by path ------------------------------------------------------------------------------------------------------
@@ -97,7 +97,8 @@ def random_value(path: str, shape: tuple[int, ...], dtype: Any, seed: int) -> ja
     generator = np.random.default_rng([seed, zlib.crc32(path.encode())])
     name = path.strip('"').rpartition("/")[2]
     if jnp.issubdtype(dtype, jnp.integer):
-        value = np.full(shape, CACHE_INDEX) if name == "cache_index" else generator.integers(1, 9, shape)
+        cache_index = CACHE_INDEX + np.arange(np.prod(shape, dtype=int)).reshape(shape) % 3
+        value = cache_index if name == "cache_index" else generator.integers(1, 9, shape)
     elif jnp.issubdtype(dtype, jnp.bool_):
         value = generator.integers(0, 2, shape)
     elif name in POSITIVE:
@@ -106,6 +107,14 @@ def random_value(path: str, shape: tuple[int, ...], dtype: Any, seed: int) -> ja
         # Without the shift of biases, layers with a rectifier behind them may have nothing but zeros to tell.
         value = 0.5 * generator.standard_normal(shape) + (0.5 if name == "bias" else 0)
     return jnp.asarray(value, dtype)
+
+
+def _zeros(like: jax.ShapeDtypeStruct) -> jax.Array:
+    """Zeros, also for random keys."""
+    if not jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
+        return jnp.asarray(np.zeros(like.shape, like.dtype))
+    words = jax.eval_shape(jax.random.key_data, like)
+    return jax.random.wrap_key_data(np.zeros(words.shape, words.dtype))
 
 
 def replace_linen(variables: Any, values: Values) -> Any:
@@ -167,9 +176,20 @@ class Case:
 
     @functools.cached_property
     def module(self) -> nnx.Module:
-        """The NNX module as it was made. Never call it: ``nnx_module`` gives copies for that."""
-        # Initialisers compile much faster with this generator, and their values do not matter here.
-        module = self.pair.nnx(rngs=nnx.Rngs(jax.random.key(0, impl="rbg")))
+        """The NNX module as it was made, with zeros. Never call it: ``nnx_module`` gives copies for that."""
+        # Initialisers would have to be compiled, and their values do not matter here.
+        module = nnx.eval_shape(self._made)
+        variables = wrappers(module)
+        targets = {path for joined in self.pair.paths.values() for path in joined.split(JOIN)}
+        if None in variables.values() or not targets <= variables.keys():
+            # Plain arrays are part of the model (masks), and nothing else says what they hold. Inside of dicts
+            # eval_shape does not even return them (the scales of WeightNorm before flax 0.12.12).
+            return self._made()
+        graph, state = nnx.split(module)
+        return nnx.merge(graph, jax.tree.map(_zeros, state))
+
+    def _made(self) -> nnx.Module:
+        module = self.pair.nnx(rngs=nnx.Rngs(0))
         self.pair.prepare(module)
         return module
 
@@ -222,6 +242,11 @@ class Case:
             "linen_kwargs": self.pair.linen_kwargs,
             "nnx_kwargs": self.pair.nnx_kwargs,
         }
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """The same, and what the user has to say."""
+        return self.models | ({"rules": self.pair.rules} if self.pair.rules else {})
 
 
 # Comparisons ---------------------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +14,27 @@ from flax import nnx
 
 from converter import linen_to_nnx, nnx_to_linen, verify_outputs
 from converter.errors import ConversionRefused
-from tests.parity import pairs_layers
+from tests.parity import (
+    pairs_attention,
+    pairs_bridges,
+    pairs_cells,
+    pairs_containers,
+    pairs_encoders,
+    pairs_linear,
+    pairs_models,
+    pairs_names,
+    pairs_nested,
+    pairs_norms,
+    pairs_order,
+    pairs_renamed_stacks,
+    pairs_rnn,
+    pairs_scan,
+    pairs_scanned_layers,
+    pairs_sharing,
+    pairs_variables,
+    pairs_vmap,
+    pairs_wrappers,
+)
 from tests.parity.pair import Pair
 from tests.parity.support import (
     JOIN,
@@ -30,14 +49,27 @@ from tests.parity.support import (
     wrappers,
 )
 
-PAIRS: list[Pair] = list(pairs_layers.PAIRS)
-COPIES: dict[str, str] = {}
-if importlib.util.find_spec("tests.parity.pairs_structure"):
-    from tests.parity import pairs_structure
-
-    PAIRS += pairs_structure.PAIRS
-    COPIES |= getattr(pairs_structure, "COPIES", {})
-
+PAIRS: list[Pair] = [
+    *pairs_linear.PAIRS,
+    *pairs_norms.PAIRS,
+    *pairs_wrappers.PAIRS,
+    *pairs_attention.PAIRS,
+    *pairs_cells.PAIRS,
+    *pairs_rnn.PAIRS,
+    *pairs_containers.PAIRS,
+    *pairs_names.PAIRS,
+    *pairs_order.PAIRS,
+    *pairs_sharing.PAIRS,
+    *pairs_scan.PAIRS,
+    *pairs_nested.PAIRS,
+    *pairs_renamed_stacks.PAIRS,
+    *pairs_scanned_layers.PAIRS,
+    *pairs_vmap.PAIRS,
+    *pairs_variables.PAIRS,
+    *pairs_bridges.PAIRS,
+    *pairs_models.PAIRS,
+    *pairs_encoders.PAIRS,
+]
 BY_NAME = {pair.name: pair for pair in PAIRS}
 
 INVARIANT: dict[str, str] = {
@@ -66,14 +98,14 @@ def case(name: str) -> Case:
 def to_nnx(name: str) -> nnx.State:
     """The converter's translation of ``variables(0)``, with both modules to look at."""
     made = case(name)
-    return linen_to_nnx(made.variables(0), made.module, **made.models)
+    return linen_to_nnx(made.variables(0), made.module, **made.told)
 
 
 @functools.cache
 def to_linen(name: str) -> dict[str, Any]:
     """The converter's translation of ``truth(0)``, with both modules to look at."""
     made = case(name)
-    return nnx_to_linen(made.nnx_module(0), **made.models)
+    return nnx_to_linen(made.nnx_module(0), **made.told)
 
 
 def assert_state(made: Case, state: nnx.State, seed: int) -> None:
@@ -112,7 +144,7 @@ def test_ground_truth(name: str):
     assert set(truth) == {path for path, variable in wrappers(made.module).items() if variable or path in truth}
     assert set(pair.to_nnx) <= set(pair.paths)
     assert {p: (v.shape, v.dtype) for p, v in truth.items()} == {p: (own[p].shape, own[p].dtype) for p in truth}
-    if name not in COPIES:
+    if not pair.copies:
         # Then random values of one side are as good as random values of the other.
         assert sum(v.size for v in truth.values()) == sum(linen[source].size for source in sources)
 
@@ -156,8 +188,8 @@ def test_round_trip(name: str):
     made = case(name)
     module = updated(made, to_nnx(name))
     before = flat_nnx(module)
-    assert_same_bits(flat_linen(nnx_to_linen(module, **made.models)), made.values(0))
-    assert_state(made, linen_to_nnx(to_linen(name), module, **made.models), 0)
+    assert_same_bits(flat_linen(nnx_to_linen(module, **made.told)), made.values(0))
+    assert_state(made, linen_to_nnx(to_linen(name), module, **made.told), 0)
     assert_same_bits(flat_nnx(module), before)
 
 
@@ -181,6 +213,16 @@ def test_lossy(name: str):
         assert_state(made, linen_to_nnx(made.variables(0), made.module, **models), 0)
 
 
+@each(lambda pair: pair.rules)
+def test_refused_without_rules(name: str):
+    """Several arrangements would fit, and nothing in the models tells which one is meant."""
+    made = case(name)
+    with pytest.raises(ConversionRefused):
+        linen_to_nnx(made.variables(0), made.module, **made.models)
+    with pytest.raises(ConversionRefused):
+        nnx_to_linen(made.nnx_module(0), **made.models)
+
+
 # The verification ----------------------------------------------------------------------------------------------------
 
 
@@ -195,7 +237,7 @@ def mixed_up(made: Case) -> Values:
         if JOIN in sources:
             first, second = sources.split(JOIN)[:2]
             return by_hand(made.pair, linen | {first: linen[second], second: linen[first]})
-        if JOIN in targets and made.pair.name not in COPIES:
+        if JOIN in targets and not made.pair.copies:
             first, second = targets.split(JOIN)[:2]
             return truth | {first: truth[second], second: truth[first]}
     for first, second in itertools.combinations(made.pair.paths, 2):

@@ -58,11 +58,12 @@ def convert(source: Path, destination: Path, to: str, **options: Any) -> convert
 
 
 def assert_nothing_vanishes(leaves: Leaves, plan: converter.Plan) -> None:
-    """Every leaf of the source is the source of one target leaf, or listed as dropped.
+    """Every leaf of the source goes into one transfer, or is listed as dropped.
 
     An empty container may be either of these, or ignored.
     """
-    used = ["/".join(held.source) for step in plan.steps for held in step.sources]
+    transfers = {id(step.transfer): step.transfer for step in plan.steps}.values()
+    used = ["/".join(held.source) for transfer in transfers for held in transfer.sources]
     dropped = ["/".join(drop.source) for drop in plan.drops]
     ignored = {"/".join(entry.source) for entry in plan.ignored}
     wanted = {_unwrapped(path, leaves) for path in full(leaves)}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from converter.errors import UnsupportedCheckpoint
 from converter.rules.language.fault import Fault
-from converter.rules.operations import Cast, Concat, Operation, Select, Split, Stack, Transpose, Unstack
+from converter.rules.operations import Cast, Concat, MoveAxis, Operation, Select, Split, Stack, Transpose, Unstack
 from converter.rules.operations.rearrange import parse_rearrange
 from converter.rules.operations.regroup import Regroup
 from converter.tree import numpy_dtype
@@ -199,6 +199,17 @@ def _read_transpose(text: str, word: str, start: int) -> Step:
     return LeafStep(text, Transpose(axes))
 
 
+def _read_moveaxis(text: str, word: str, start: int) -> Step:
+    arrow = text.find("->", start)
+    if arrow < 0:
+        raise Fault("'->' is missing", max(len(text.rstrip()) - 1, 0))
+    parts = [*_parts(text[:arrow], start), *_parts(text, arrow + 2)]
+    if len(parts) != 2:
+        raise Fault(f"expected two axes, found {text[start:].strip()!r}", start)
+    axes = [_whole(part, "an axis") for part in parts]
+    return LeafStep(text, MoveAxis(axes[0], axes[1]))
+
+
 def _read_cast(text: str, word: str, start: int) -> Step:
     before, arrow, after = text[start:].partition("->")
     if not arrow:
@@ -225,6 +236,7 @@ def _read_select(text: str, word: str, start: int) -> Step:
 _READERS: Mapping[str, Callable[[str, str, int], Step]] = {
     "rearrange": _read_rearrange,
     "transpose": _read_transpose,
+    "moveaxis": _read_moveaxis,
     "stack": _read_group,
     "unstack": _read_group,
     "concat": _read_group,
@@ -236,6 +248,7 @@ _READERS: Mapping[str, Callable[[str, str, int], Step]] = {
 _EXAMPLES: Mapping[str, str] = {
     "rearrange": "rearrange d (h k) -> d h k, h=4",
     "transpose": "transpose 1 0 2",
+    "moveaxis": "moveaxis 1 -> 0",
     "stack": "stack i, axis=0",
     "unstack": "unstack i, axis=0",
     "concat": "concat p, axis=-1, sizes=8 8 16",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from converter.models import Model
 from converter.rules.layers import Part, nnx_parts
@@ -51,6 +51,7 @@ class Board:
         self._linen_paths = {variable.path: variable.linen_path for variable in variables}
         parts = nnx_parts(nnx, nnx_model.layers if nnx_model else (), linen, linen_model.layers if linen_model else ())
         self.free_linen: dict[Name, LeafSpec] = dict(linen)
+        self._own_linen = {name: name for name in linen}
         self._parts = {part.nnx: part for part in parts}
         self.free_parts = dict(self._parts)
         self.pieces: list[Piece] = []
@@ -64,10 +65,15 @@ class Board:
 
     def settle(self, piece: Piece) -> None:
         """Takes note of a piece; its variables are no longer free."""
-        self.pieces.append(piece)
-        for name in piece.linen:
+        # The keys of the model itself: a module behind the bridge of flax.nnx has ints and tuples among them.
+        self.pieces.append(replace(piece, linen=tuple(self._own_linen.get(name, name) for name in piece.linen)))
+        self.give_up(piece.linen, piece.nnx)
+
+    def give_up(self, linen: Iterable[Name], nnx: Iterable[Name]) -> None:
+        """Pairs these variables no more, because they are paired or because a problem names them."""
+        for name in linen:
             self.free_linen.pop(name, None)
-        for name in piece.nnx:
+        for name in nnx:
             self.free_parts.pop((name,), None)
 
     def free(self, piece: Piece) -> None:
@@ -87,3 +93,11 @@ class Board:
     def linen_path(self, path: Path) -> Path:
         """What Linen calls a path of NNX: items of lists and dicts are joined to the attribute that holds them."""
         return self._linen_paths.get(path, path)
+
+    def wrapper_path(self, path: Path) -> Path:
+        """What Linen calls the SpectralNorm or WeightNorm that keeps this variable in a dict, under a tuple.
+
+        The dict is joined to its key as any other, unless only names are known.
+        """
+        called = self.linen_path(path)
+        return called[:-2] if called[-1] == path[-1] else called[:-1]

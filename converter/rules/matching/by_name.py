@@ -35,7 +35,7 @@ def part_spellings(board: Board, part: Part) -> tuple[Path, ...]:
     renamed = part.roles[0][1]
     if renamed != path[-1:]:  # a key with slashes, in the place of two of NNX's
         # The bridge of flax.nnx to Linen keeps NNX's own keys.
-        return spellings((*part.root, *renamed), (*board.linen_path(path)[:-2], *renamed), path)
+        return spellings((*part.root, *renamed), (*board.wrapper_path(path), *renamed), path)
     return spellings(path, board.linen_path(path))
 
 

@@ -25,7 +25,7 @@ Axes = tuple[int, ...]
 """Axes of the stacked array, that of the outermost loop first."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # known by identity: comparing thousands of names takes its time
 class Loop:
     """Variables of a loop that are one stacked variable, or several where a layer fuses them.
 
@@ -63,14 +63,15 @@ def pair_loops(board: Board, evidence: Evidence | None) -> list[str]:
     """
     loops = [*_linen_loops(board), *_nnx_loops(board)]
     possible = {loop: axes_of(board, loop, evidence) for loop in loops}
+    # What is known by name alone (masked out in an optimizer saved alone) says nothing about the axis of the others.
+    known = {loop: axes for loop, axes in possible.items() if _has_shapes(board, loop)}
     problems = []
     for loop, axes in possible.items():
-        chosen = _agreed(loop, axes, possible)
+        chosen = _agreed(loop, axes, known)
         if len(chosen) == 1:
             board.settle(loop.piece(chosen[0]))
-            for name in loop.nnx:
-                board.free_parts.pop((name,), None)
         elif chosen:
+            board.give_up(loop.linen, loop.nnx)
             names = " + ".join(format_name(name) for name in loop.stacked)
             shown = " or ".join(",".join(map(str, axes)) for axes in chosen)
             problems.append(f"{names}: its shape allows for several axes of the layers ({shown})")
@@ -151,6 +152,11 @@ def axes_of(board: Board, loop: Loop, evidence: Evidence | None) -> tuple[Axes, 
             found = {traced}
         possible = found if possible is None else possible & found
     return tuple(sorted(possible or ()))
+
+
+def _has_shapes(board: Board, loop: Loop) -> bool:
+    specs = board.linen if loop.stacked_in_linen else board.nnx
+    return all(spec.kind is not LeafKind.EMPTY for spec in (*loop.single, *(specs[name] for name in loop.stacked)))
 
 
 def _fitting(single: LeafSpec, counts: tuple[int, ...], stacked: LeafSpec) -> Iterator[Axes]:

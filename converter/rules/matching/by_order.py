@@ -15,12 +15,13 @@ from collections.abc import Callable, Iterator, Sequence
 
 from converter.models.trace import Trace
 from converter.rules.layers import Part, Role
-from converter.rules.link import Name
+from converter.rules.link import Name, format_name
 from converter.rules.matching.board import Board, Piece
 from converter.rules.matching.evidence import Evidence
 from converter.rules.matching.fitting import fitted
 from converter.rules.matching.folded import FoldedBoard, foldings
 from converter.rules.matching.ties import with_ties
+from converter.rules.matching.undecided import Match, undecided_names
 from converter.rules.matching.units import (
     Unit,
     canonical_roles,
@@ -54,12 +55,15 @@ def pair_by_order(board: Board, evidence: Evidence) -> str:
         return f"the order of use tells nothing: {traces}"
     objection = ""
     tried: list[list[Piece]] = []
-    for pieces in itertools.islice(_readings(board, traces, evidence), GUESSES):
+    for pieces, matches in itertools.islice(_readings(board, traces, evidence), GUESSES):
         if pieces in tried:
             continue
         tried.append(pieces)
         objection = evidence.confirm(pieces)
         if not objection:
+            undecided = undecided_names(matches, evidence)
+            if undecided:
+                return _undecided_text(undecided)
             board.pieces.clear()
             for piece in pieces:
                 board.settle(piece)
@@ -67,15 +71,25 @@ def pair_by_order(board: Board, evidence: Evidence) -> str:
     return f"pairing by the order of use does not give the same outputs: {objection}" if objection else ""
 
 
-def _readings(board: Board, traces: tuple[Trace, Trace], evidence: Evidence) -> Iterator[list[Piece]]:
+def _undecided_text(names: Sequence[Name]) -> str:
+    shown = ", ".join(map(format_name, names[:6])) + (" …" if len(names) > 6 else "")
+    return f"the outputs do not depend on these variables, so that the calls do not tell which is which: {shown}"
+
+
+def _readings(
+    board: Board, traces: tuple[Trace, Trace], evidence: Evidence
+) -> Iterator[tuple[list[Piece], list[Match]]]:
     """Everything the order may mean, the most plausible first; only what leaves no variable unpaired."""
     for view in itertools.chain([FoldedBoard(board, (), traces, in_linen=True)], foldings(board, traces)):
         linen, nnx = linen_units(view), nnx_units(view)
         for guess in _guesses(linen, nnx):
-            pieces = _pieces(board, view, guess, evidence)
-            complete = None if pieces is None else with_ties(board, [*board.pieces, *pieces], *traces)
+            matches = _matches(board, view, guess, evidence)
+            if matches is None:
+                continue
+            pieces = [*board.pieces, *(piece for match in matches for piece in match.pieces)]
+            complete = with_ties(board, pieces, *traces)
             if complete is not None:
-                yield complete
+                yield complete, matches
 
 
 # Guesses -------------------------------------------------------------------------------------------------------------
@@ -84,7 +98,7 @@ def _readings(board: Board, traces: tuple[Trace, Trace], evidence: Evidence) -> 
 def _guesses(linen: list[Unit], nnx: list[Unit]) -> Iterator[Guess]:
     """All readings, the most plausible first."""
     yield _all_in_order(linen, nnx)
-    yield _bylikeness(linen, nnx)
+    yield _by_likeness(linen, nnx)
     yield _leaf_by_leaf(linen, nnx)
     yield from _in_another_order(linen, nnx)
 
@@ -96,14 +110,14 @@ def _all_in_order(linen: list[Unit], nnx: list[Unit]) -> Guess:
     return list(zip(linen, nnx, strict=True))
 
 
-def _bylikeness(linen: list[Unit], nnx: list[Unit]) -> Guess:
+def _by_likeness(linen: list[Unit], nnx: list[Unit]) -> Guess:
     """The same among those alone that are alike: as many layers of one kind and shape on both sides."""
     return _among_alike(linen, nnx, likeness)
 
 
 def _leaf_by_leaf(linen: list[Unit], nnx: list[Unit]) -> Guess:
     """Layers as far as they are alike; the other variables one by one, whatever their names and layers."""
-    layers = _bylikeness(linen, nnx)
+    layers = _by_likeness(linen, nnx)
     done = {id(unit) for pair in layers for unit in pair}
     others = [[leaf for unit in side if id(unit) not in done for leaf in _leaves(unit)] for side in (linen, nnx)]
     return layers + _among_alike(ordered(others[0]), ordered(others[1]), shape_alone)
@@ -149,11 +163,12 @@ def _leaves(unit: Unit) -> list[Unit]:
 # Pieces --------------------------------------------------------------------------------------------------------------
 
 
-def _pieces(board: Board, view: FoldedBoard, guess: Guess, evidence: Evidence) -> list[Piece] | None:
-    """The pieces that a guess amounts to; None if their shapes do not fit."""
-    found: list[Piece] = []
+def _matches(board: Board, view: FoldedBoard, guess: Guess, evidence: Evidence) -> list[Match] | None:
+    """The pieces that each pair of a guess amounts to; None if the shapes of any do not fit."""
+    matches = []
     for linen, nnx in guess:
         names: dict[Role, Name] = {role: member for role, member in linen.members.items() if isinstance(member, tuple)}
+        found: list[Piece] = []
         for part in dict.fromkeys(member for member in nnx.members.values() if isinstance(member, Part)):
             # A leaf on its own is paired whatever its name.
             wanted = names.values() if len(names) == 1 else [names[role] for role in canonical_roles(part)]
@@ -162,4 +177,5 @@ def _pieces(board: Board, view: FoldedBoard, guess: Guess, evidence: Evidence) -
             if fits is None:
                 return None
             found.append(fits)
-    return found
+        matches.append(Match(linen, nnx, tuple(found)))
+    return matches

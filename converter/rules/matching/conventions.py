@@ -38,8 +38,8 @@ def _linen_name(board: Board, part: Part, role: Role, cells: frozenset[Path]) ->
     called = tuple(str(key) for key in board.linen_path(path))
     if part.kind:
         return collection, (*called[: len(part.root) - len(path)], *inside)
-    if inside != path[-1:]:  # a key with slashes, in the place of two of NNX's
-        return collection, (*called[:-2], *inside)
+    if inside != path[-1:]:  # a key with slashes
+        return collection, (*map(str, board.wrapper_path(path)), *inside)
     return collection, rename_gate(called, cells, NNX_GATE, LINEN_GATE)
 
 

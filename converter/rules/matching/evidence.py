@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from converter.models.trace import Trace
+from converter.rules.link import Name
 from converter.rules.matching.board import Piece
 
 
@@ -18,7 +19,10 @@ class Evidence:
         of them fails.
       confirm: runs both models on random values translated by these pieces (all of them); empty if the outputs agree,
         else how they differ.
+      silent: for groups of Linen's variables the positions of those on which the outputs do not depend, so that it
+        makes no difference what they are paired with. To be asked after a confirmation.
     """
 
     traces: Callable[[], tuple[Trace, Trace] | str]
     confirm: Callable[[Sequence[Piece]], str]
+    silent: Callable[[Sequence[Sequence[Name]]], Collection[int]]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from converter.rules.link import Name
 from converter.rules.matching.board import Board, Piece
 from converter.rules.matching.evidence import Evidence
-from converter.rules.operations import REWRAP, Operation, Reshape, Transpose, Unfit, move_axis
+from converter.rules.operations import REWRAP, MoveAxis, Operation, Reshape, Transpose, Unfit
 from converter.training_state import CACHE
 from converter.tree import LeafKind, LeafSpec
 
@@ -45,7 +45,7 @@ def fitted(board: Board, piece: Piece, evidence: Evidence | None) -> Piece | Non
 def _adapted(board: Board, piece: Piece, evidence: Evidence | None) -> Operation | None:
     (linen_name,), (nnx_name,) = piece.linen, piece.nnx
     linen, nnx = board.linen[linen_name], board.nnx[nnx_name]
-    if _is_lifted(board, linen_name):
+    if is_lifted(board, linen_name):
         moved = _traced_move(linen_name, nnx_name, linen, evidence)
         if moved is not None and moved.specs((linen,))[0].shape == nnx.shape:
             return moved if moved.axes != tuple(range(len(linen.shape))) else REWRAP
@@ -53,15 +53,19 @@ def _adapted(board: Board, piece: Piece, evidence: Evidence | None) -> Operation
         return REWRAP
     if _may_flatten(board, linen_name, nnx_name, linen, nnx):
         return Reshape(linen.shape, nnx.shape)
-    if _is_lifted(board, linen_name):
-        moves = [move for move in _moves(len(linen.shape)) if move.specs((linen,))[0].shape == nnx.shape]
-        return moves[0] if len(moves) == 1 else None
+    if is_lifted(board, linen_name):
+        return _only_move(linen, nnx)
     return None
 
 
-def _is_lifted(board: Board, name: Name) -> bool:
+def is_lifted(board: Board, name: Name) -> bool:
     """Whether a Linen variable stands inside ``nn.scan`` or ``nn.vmap``, which give it axes of their own."""
     return board.linen_model is not None and name[1] in board.linen_model.lifted
+
+
+def only_shape_tells(piece: Piece, board: Board, evidence: Evidence | None) -> bool:
+    """Whether no scan of both calls shows in which order the axes of a variable are."""
+    return _traced_move(piece.linen[0], piece.nnx[0], board.linen[piece.linen[0]], evidence) is None
 
 
 def _traced_move(linen_name: Name, nnx_name: Name, linen: LeafSpec, evidence: Evidence | None) -> Transpose | None:
@@ -77,9 +81,15 @@ def _traced_move(linen_name: Name, nnx_name: Name, linen: LeafSpec, evidence: Ev
     return Transpose(tuple(scanned[axis] if axis in scanned else next(others) for axis in range(len(linen.shape))))
 
 
-def _moves(rank: int) -> list[Transpose]:
-    """All ways to move one axis elsewhere."""
-    return list(dict.fromkeys(move_axis(a, b, rank) for a, b in itertools.permutations(range(rank), 2)))
+def _only_move(linen: LeafSpec, nnx: LeafSpec) -> Operation | None:
+    """The one way to move an axis that makes one shape of the other; None if there are several, or none.
+
+    Moving an axis by one place is the same as moving its neighbour: of these only the first counts.
+    """
+    rank = len(linen.shape)
+    pairs = [(a, b) for a, b in itertools.permutations(range(rank), 2) if a != b + 1]
+    moves = [move for move in (MoveAxis(a, b) for a, b in pairs) if move.specs((linen,))[0].shape == nnx.shape]
+    return moves[0] if len(moves) == 1 else None
 
 
 def _is_cache(name: Name, linen: LeafSpec, nnx: LeafSpec) -> bool:

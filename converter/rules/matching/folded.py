@@ -121,7 +121,7 @@ def _stems(names: Sequence[Name], specs: Mapping[Name, LeafSpec]) -> list[Stem]:
         and set(members) == set(range(len(members)))
         and all(layer == members[0] for layer in members.values())
     ]
-    return [stem for stem in found if not any(stem[: len(other)] == other for other in found if other != stem)]
+    return [stem for stem in found if not any(outer in found for outer, _, _ in _numbered(("", stem)))]
 
 
 def _numbered(name: Name) -> Iterator[tuple[Stem, int, Name]]:

@@ -12,6 +12,7 @@ from converter.dialects.dialect import FRAMEWORK_NAMES, Framework
 from converter.models import Model, ModelVariable
 from converter.rules.layers import GRU_HIDDEN_BIAS, GRU_REASON, NO_COUNTERPART
 from converter.rules.link import Correspondence, Link, Name, format_name
+from converter.rules.matching.axes import settle_axes
 from converter.rules.matching.board import Board, Piece
 from converter.rules.matching.by_name import pair_by_name
 from converter.rules.matching.by_number import pair_loops
@@ -98,13 +99,22 @@ def _matched(
     misfits = _put_back_misfits(board, evidence)
     ambiguous = pair_loops(board, evidence)
     objection = "" if evidence is None else pair_by_order(board, evidence)
+    turned = "" if evidence is None or objection else settle_axes(board, evidence)
     if to == "linen":  # random state that is kept goes under its own name: Linen models have none to compare it with
-        board.pieces += [Piece((name,), (name,)) for name in sources if name[0] in RNG_COLLECTIONS]
-    found.unfilled = [v for v in target_model.variables if _may_stay_empty(v, board)]
+        kept = [name for name in sources if name[0] in RNG_COLLECTIONS]
+        board.pieces += [Piece(((name[0], tuple(map(str, name[1]))),), (name,)) for name in kept]
+    paired = {name for piece in board.pieces for name in (*piece.linen, *piece.nnx)}
+    found.unfilled = [
+        variable
+        for variable in target_model.variables
+        if _has_its_own(variable, board) and (variable.collection, variable.path) not in paired
+    ]
     _refuse_misfits(to, misfits, board, found)
     for problem in ambiguous:
         found.refuse(problem, SHAPES_ADVICE)
     _refuse_leftovers(to, board, dropped, source_specs, target_model, misfits, found)
+    if turned and not found.problems:
+        found.refuse(turned, SHAPES_ADVICE)
     if found.problems and evidence is None:
         found.advice.append(MODELS_ADVICE)
     elif found.problems and objection:
@@ -126,11 +136,9 @@ def _put_back_misfits(board: Board, evidence: Evidence | None) -> list[Piece]:
     return misfits
 
 
-def _may_stay_empty(variable: ModelVariable, board: Board) -> bool:
-    """Random state, and arrays of an NNX module that are no Variables, can come from the model itself."""
-    name = (variable.collection, variable.path)
-    paired = any(name in (*piece.linen, *piece.nnx) for piece in board.pieces)
-    return not paired and (variable.is_random_state or (variable.is_plain and board.knows_types))
+def _has_its_own(variable: ModelVariable, board: Board) -> bool:
+    """Whether the model itself can make it: random state, and arrays of an NNX module that are no Variables."""
+    return variable.is_random_state or (variable.is_plain and board.knows_types)
 
 
 def _refuse_misfits(to: Framework, misfits: list[Piece], board: Board, found: Correspondence) -> None:
@@ -198,19 +206,25 @@ def _add_hidden_biases(
                 found.links.append(Link((name,), (), Drop(GRU_REASON, expected=0.0)))
         return
     specs = {(v.collection, v.path): v.spec for v in target_model.variables} if target_model else {}
-    targets = set(found.linked_targets())
-    for link in list(found.links):
-        for position, (collection, path) in enumerate(link.targets):
-            bias = (collection, (*path[:-2], *GRU_HIDDEN_BIAS))
-            if path[-2:] == ("hn", "kernel") and bias not in targets and _is_hidden_bias(bias, targets):
-                spec = specs[bias] if bias in specs else _bias_of(link, position, sources)
+    made = {name: (link, position) for link in found.links for position, name in enumerate(link.targets)}
+    for collection, path in list(made):
+        bias = (collection, (*path[:-2], *GRU_HIDDEN_BIAS))
+        if path[-2:] == ("hn", "kernel") and bias not in made and _is_hidden_bias(bias, made):
+            # The input's bias of the same gate: of the same shape, and in the same group of a masked optimizer.
+            link, position = made.get((collection, (*path[:-2], "in", "bias")), made[collection, path])
+            spec = specs[bias] if bias in specs else _bias_like(link, position, sources)
+            if spec is not None:
                 found.links.append(Link((), (bias,), fill_number(spec, 0.0, GRU_REASON), beside=link.sources[0]))
 
 
-def _bias_of(link: Link, position: int, sources: Mapping[Name, LeafSpec]) -> LeafSpec:
-    """A kernel of shape [..., features, features] has a bias of [..., features]."""
-    kernel = link.operation.specs([sources[name] for name in link.sources])[position]
-    return array_spec(kernel.dtype, (*kernel.shape[:-2], kernel.shape[-1]))
+def _bias_like(link: Link, position: int, sources: Mapping[Name, LeafSpec]) -> LeafSpec | None:
+    """The spec of a bias from that of another one, or of a kernel; None where an optimizer alone does not tell it."""
+    try:
+        other = link.operation.specs([sources[name] for name in link.sources])[position]
+    except Unfit:
+        return None
+    is_kernel = link.targets[position][1][-1] == "kernel"
+    return array_spec(other.dtype, (*other.shape[:-2], other.shape[-1])) if is_kernel else other
 
 
 # Layers without counterpart ------------------------------------------------------------------------------------------

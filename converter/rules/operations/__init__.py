@@ -15,6 +15,7 @@ from converter.rules.operations.moving import (
     REWRAP,
     Chain,
     Concat,
+    MoveAxis,
     Reshape,
     Rewrap,
     Split,
@@ -22,7 +23,6 @@ from converter.rules.operations.moving import (
     Transpose,
     Unstack,
     chain,
-    move_axis,
 )
 from converter.rules.operations.operation import NotInvertible, Operation, Unfit
 from converter.rules.operations.rearrange import Rearrange, parse_rearrange
@@ -38,6 +38,7 @@ __all__ = [
     "Copies",
     "Drop",
     "Fill",
+    "MoveAxis",
     "NotInvertible",
     "Operation",
     "Rearrange",
@@ -52,7 +53,6 @@ __all__ = [
     "Unstack",
     "chain",
     "fill_number",
-    "move_axis",
     "parse_rearrange",
     "without_casts",
 ]

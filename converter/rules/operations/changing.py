@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,7 +19,7 @@ from converter.rules.operations.operation import (
     axis_of,
     require_arrays,
 )
-from converter.tree import LeafKind, LeafSpec, array_spec, numpy_dtype
+from converter.tree import LeafKind, LeafSpec, array_spec, element_bits, numpy_dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +82,13 @@ class Cast:
 
     def apply(self, values: Sequence[Any], specs: Specs) -> list[Any]:
         with np.errstate(over="ignore", invalid="ignore"):
-            return [value.astype(numpy_dtype(self.after)) for value in values]
+            return [_in_dtype(value, numpy_dtype(self.after)) for value in values]
 
     def objection(self, values: Sequence[Any], specs: Specs) -> str:
         if not self.exact:
             return ""
         for value, narrowed in zip(values, self.apply(values, specs), strict=True):
-            if not _same_bits(value, narrowed.astype(numpy_dtype(self.before))):
+            if not _same_bits(value, _in_dtype(narrowed, numpy_dtype(self.before))):
                 return f"not every value survives {self.name}"
         return ""
 
@@ -134,7 +133,7 @@ class Select(Harmless):
         made = []
         for value, spec in zip(values, specs, strict=True):
             before = (slice(None),) * axis_of("select", self.axis, len(spec.shape))
-            made.append(value[(*before, index)])
+            made.append(value[(*before, index, ...)])
         return made
 
     def inverse(self) -> Operation:
@@ -300,7 +299,17 @@ def without_casts(operation: Operation) -> Operation:
     return REWRAP if isinstance(operation, Cast) else operation
 
 
-def _concrete(value: Any) -> np.ndarray[Any, Any]:
+def _in_dtype(value: Any, dtype: np.dtype[Any]) -> Any:
+    if not isinstance(value, np.ndarray | np.generic):
+        import jax
+
+        # Unless they are enabled JAX has no 64-bit types, and would quietly take narrower ones.
+        if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+            value = _concrete(value, f"JAX has no {dtype.name} unless its 64-bit types are enabled")
+    return value.astype(dtype)
+
+
+def _concrete(value: Any, why: str = "whether they survive the conversion has to be checked") -> np.ndarray[Any, Any]:
     """The values themselves.
 
     Raises:
@@ -312,7 +321,7 @@ def _concrete(value: Any) -> np.ndarray[Any, Any]:
     if jax is not None and isinstance(value, jax.core.Tracer):
         raise ConversionRefused(
             "the conversion depends on the values of arrays, which are not known inside jax.jit:",
-            ["whether they survive the conversion has to be checked"],
+            [why],
             "Convert outside jax.jit, or allow what may be lost (allow_lossy=True).",
         )
     return np.asarray(value)
@@ -322,6 +331,4 @@ def _same_bits(left: Any, right: Any) -> bool:
     a, b = _concrete(left), _concrete(right)
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
-    return math.prod(a.shape) == 0 or bool(
-        (np.ascontiguousarray(a).reshape(-1).view(np.uint8) == np.ascontiguousarray(b).reshape(-1).view(np.uint8)).all()
-    )
+    return bool(np.array_equal(element_bits(a), element_bits(b)))

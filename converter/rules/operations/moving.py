@@ -16,6 +16,7 @@ from converter.rules.operations.operation import (
     axis_of,
     groups,
     require_arrays,
+    shaped,
 )
 from converter.tree import LeafSpec
 
@@ -62,7 +63,7 @@ class Stack(Harmless):
                 raise Unfit(f"stack needs equal leaves, found {first} and {different}")
             shape = list(first.shape)
             shape.insert(axis_of("stack", self.axis, len(shape) + 1), self.count)
-            made.append(replace(first, shape=tuple(shape)))
+            made.append(shaped(first, tuple(shape)))
         return tuple(made)
 
     def apply(self, values: Sequence[Any], specs: Specs) -> list[Any]:
@@ -102,7 +103,7 @@ class Unstack(Harmless):
         made = []
         for value, spec in zip(values, specs, strict=True):
             before = (slice(None),) * axis_of("unstack", self.axis, len(spec.shape))
-            made += [value[(*before, index)] for index in range(self.count)]
+            made += [value[(*before, index, ...)] for index in range(self.count)]
         return made
 
     def inverse(self) -> Operation:
@@ -212,7 +213,7 @@ class Reshape(Harmless):
         for spec in sources:
             if spec.shape != self.before or math.prod(self.before) != math.prod(self.after):
                 raise Unfit(f"{self.name} does not fit {spec}")
-        return tuple(replace(spec, shape=self.after) for spec in sources)
+        return tuple(shaped(spec, self.after) for spec in sources)
 
     def apply(self, values: Sequence[Any], specs: Specs) -> list[Any]:
         # The data of a PRNG key has an axis of words behind those of its spec.
@@ -260,11 +261,35 @@ class Transpose(Harmless):
         return Transpose(tuple(self.axes.index(axis) for axis in range(len(self.axes))))
 
 
-def move_axis(source: int, destination: int, rank: int) -> Transpose:
-    """The transposition that ``numpy.moveaxis`` makes."""
-    axes = [axis for axis in range(rank) if axis != source % rank]
-    axes.insert(destination % rank, source % rank)
-    return Transpose(tuple(axes))
+@dataclass(frozen=True, slots=True)
+class MoveAxis(Harmless):
+    """One axis elsewhere, the others in their order, as ``numpy.moveaxis``: a scan's axis, whatever follows it."""
+
+    source: int
+    destination: int
+    relinkable: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"moveaxis {self.source} → {self.destination}"
+
+    def specs(self, sources: Specs) -> tuple[LeafSpec, ...]:
+        require_arrays("moveaxis", sources)
+        return tuple(spec for source in sources for spec in self._transpose(source).specs((source,)))
+
+    def apply(self, values: Sequence[Any], specs: Specs) -> list[Any]:
+        pairs = zip(values, specs, strict=True)
+        return [made for value, spec in pairs for made in self._transpose(spec).apply((value,), (spec,))]
+
+    def _transpose(self, spec: LeafSpec) -> Transpose:
+        rank = len(spec.shape)
+        source = axis_of("moveaxis", self.source, rank)
+        axes = [axis for axis in range(rank) if axis != source]
+        axes.insert(axis_of("moveaxis", self.destination, rank), source)
+        return Transpose(tuple(axes))
+
+    def inverse(self) -> Operation:
+        return MoveAxis(self.destination, self.source)
 
 
 @dataclass(frozen=True, slots=True)

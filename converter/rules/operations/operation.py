@@ -5,7 +5,7 @@ anything, and knows what undoes it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -88,6 +88,12 @@ def require_arrays(what: str, sources: Specs) -> None:
     for spec in sources:
         if spec.kind not in (LeafKind.ARRAY, LeafKind.NUMPY_SCALAR, LeafKind.KEY):
             raise Unfit(f"{what} needs arrays, found {spec}")
+
+
+def shaped(spec: LeafSpec, shape: tuple[int, ...]) -> LeafSpec:
+    """The spec with another shape; a scalar that NumPy holds becomes an array where it gets axes."""
+    kind = LeafKind.ARRAY if shape and spec.kind is LeafKind.NUMPY_SCALAR else spec.kind
+    return replace(spec, kind=kind, shape=shape)
 
 
 def axis_of(what: str, axis: int, rank: int) -> int:

@@ -5,12 +5,20 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from converter.rules.language.fault import Fault
-from converter.rules.operations.operation import Harmless, NotInvertible, Operation, Specs, Unfit, require_arrays
-from converter.tree import LeafKind, LeafSpec
+from converter.rules.operations.operation import (
+    Harmless,
+    NotInvertible,
+    Operation,
+    Specs,
+    Unfit,
+    require_arrays,
+    shaped,
+)
+from converter.tree import LeafSpec
 
 Side = tuple[tuple[str, ...], ...]
 """The axes of an array; each is made of named ones, of none where its length is 1."""
@@ -41,12 +49,7 @@ class Rearrange(Harmless):
 
     def specs(self, sources: Specs) -> tuple[LeafSpec, ...]:
         require_arrays("rearrange", sources)
-        made = []
-        for spec in sources:
-            shape = _shape(self.after, self._lengths(spec))
-            kind = LeafKind.ARRAY if shape and spec.kind is LeafKind.NUMPY_SCALAR else spec.kind
-            made.append(replace(spec, kind=kind, shape=shape))
-        return tuple(made)
+        return tuple(shaped(spec, _shape(self.after, self._lengths(spec))) for spec in sources)
 
     def apply(self, values: Sequence[Any], specs: Specs) -> list[Any]:
         return [self._rearranged(value, spec) for value, spec in zip(values, specs, strict=True)]

@@ -324,4 +324,4 @@ def test_operations_of_the_document_and_their_ways_back():
             elif isinstance(step, LeafStep) and isinstance(undone, LeafStep):
                 assert step.operation.inverse().name == undone.operation.name
             checked += 1
-    assert checked == 8
+    assert checked == 9

@@ -1,18 +1,43 @@
-"""What can be done to arrays: nothing at all, counters of another dtype, values from elsewhere."""
+"""What can be done to arrays: their bits are moved and nothing else, and what is lost is told."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from converter.errors import UnsupportedCheckpoint
-from converter.rules.operations import REWRAP, CastCounter, Fill
-from converter.tree import LeafKind, LeafSpec, array_spec
+from converter.errors import ConversionRefused, UnsupportedCheckpoint
+from converter.rules.operations import (
+    REWRAP,
+    Agree,
+    Cast,
+    CastCounter,
+    Concat,
+    Copies,
+    Drop,
+    Fill,
+    MoveAxis,
+    NotInvertible,
+    Operation,
+    Regroup,
+    Reshape,
+    Select,
+    Split,
+    Stack,
+    Transpose,
+    Unfit,
+    Unstack,
+    chain,
+    fill_number,
+    without_casts,
+)
+from converter.tree import LeafKind, LeafSpec, array_spec, element_bits, empty_spec, numpy_dtype
 
 RANGES = {"int32": (-(2**31), 2**31 - 1), "uint32": (0, 2**32 - 1)}
 
@@ -106,3 +131,359 @@ def test_a_fill_is_known_by_spec_and_reason():
     number = (array_spec("int32"),)
     assert Fill(number, "why", lambda: (1,)) == Fill(number, "why", lambda: (2,))
     assert Fill(number, "why") != Fill(number, "why else")
+
+
+# Operations that move elements ---------------------------------------------------------------------------------------
+
+DTYPES = ["float32", "float64", "bfloat16", "float16", "float8_e4m3fn", "int4", "int8", "uint32", "bool", "complex64"]
+KEY = "threefry2x32"
+
+
+def random_array(dtype: str, shape: tuple[int, ...], seed: int) -> np.ndarray[Any, Any]:
+    """Every bit pattern that the dtype has, NaNs among them."""
+    generator = np.random.default_rng(seed)
+    if dtype == KEY:
+        return generator.integers(0, 2**32, (*shape, 2), np.uint32)
+    if dtype in ("bool", "int4"):
+        return generator.integers(0, 2, shape).astype(numpy_dtype(dtype))
+    wanted = numpy_dtype(dtype)
+    data = generator.integers(0, 256, (*shape, wanted.itemsize), np.uint8)
+    return data.view(wanted).reshape(shape)
+
+
+@st.composite
+def leaves(draw: st.DrawFn) -> tuple[list[LeafSpec], list[Any]]:
+    """Some equal specs, with NumPy arrays, JAX arrays or the data of PRNG keys for them."""
+    dtype = draw(st.sampled_from([*DTYPES, KEY]))
+    shape = tuple(draw(st.lists(st.integers(0, 4), max_size=3)))
+    count = draw(st.integers(1, 4))
+    spec = LeafSpec(LeafKind.KEY, KEY, shape) if dtype == KEY else array_spec(dtype, shape)
+    arrays: list[Any] = [random_array(dtype, shape, seed) for seed in range(count)]
+    if dtype not in ("float64", KEY) and draw(st.booleans()):
+        arrays = [jnp.asarray(array) for array in arrays]
+    return [spec] * count, arrays
+
+
+@st.composite
+def fitting_operation(draw: st.DrawFn, specs: list[LeafSpec]) -> Operation:
+    """An operation that can be done to these leaves, which are all alike."""
+    shape, count = specs[0].shape, len(specs)
+    rank = len(shape)
+    possible = [lambda: REWRAP, Transpose, lambda: Stack(count, draw(st.integers(-rank - 1, rank)))]
+    possible.append(lambda: Transpose(tuple(draw(st.permutations(range(rank))))))
+    possible.append(lambda: Regroup((1, count), (1, 0)))
+    possible.append(lambda: Reshape(shape, (specs[0].size, 1)))
+    if count % 2 == 0:
+        possible.append(lambda: Regroup((count // 2, 2), (1, 0)))
+        possible.append(lambda: Stack(2, draw(st.integers(-rank - 1, rank))))
+    if rank:
+        axes = st.integers(-rank, rank - 1)
+        possible.append(lambda: Concat(count, draw(axes)))
+        possible.append(lambda: MoveAxis(draw(axes), draw(axes)))
+        axis = draw(axes)
+        if shape[axis]:
+            possible.append(lambda: Unstack(shape[axis], axis))
+            possible.append(lambda: Split(shape[axis], axis))
+    return draw(st.sampled_from(possible))()
+
+
+@given(leaves(), st.data())
+def test_what_moves_elements_tells_what_it_makes_and_undoes_itself(found: Any, data: st.DataObject):
+    sources, arrays = found
+    operations: list[Operation] = []
+    specs = sources
+    for _ in range(data.draw(st.integers(1, 4))):
+        operations.append(data.draw(fitting_operation(specs)))
+        specs = list(operations[-1].specs(specs))
+    operation = chain(*operations)
+    assert list(operation.specs(sources)) == specs
+    made = operation.apply(arrays, sources)
+    assert_like(made, specs)
+    assert not operation.looks_at_values
+    assert operation.objection(arrays, sources) == ""
+    back = operation.inverse()
+    assert list(back.specs(specs)) == sources
+    assert_same(back.apply(made, specs), arrays)
+    assert_same(back.inverse().apply(arrays, sources), made)
+
+
+def assert_like(arrays: list[Any], specs: list[LeafSpec]) -> None:
+    for array, spec in zip(arrays, specs, strict=True):
+        assert hasattr(array, "reshape"), "a NumPy scalar is no array"
+        assert not isinstance(array, np.generic)
+        words, dtype = ((2,), "uint32") if spec.kind is LeafKind.KEY else ((), spec.dtype)
+        assert (tuple(array.shape), array.dtype.name) == ((*spec.shape, *words), dtype)
+
+
+def assert_same(found: list[Any], wanted: list[Any]) -> None:
+    for left, right in zip(found, wanted, strict=True):
+        assert (left.dtype, left.shape) == (right.dtype, right.shape)
+        np.testing.assert_array_equal(element_bits(np.asarray(left)), element_bits(np.asarray(right)))
+
+
+@given(st.lists(st.integers(1, 3), min_size=2, max_size=4), st.integers(-2, 1), st.sampled_from(DTYPES))
+def test_parts_of_different_lengths(sizes: list[int], axis: int, dtype: str):
+    shapes = [(size, 2) if axis % 2 == 0 else (2, size) for size in sizes] * 2
+    specs = [array_spec(dtype, shape) for shape in shapes]
+    arrays = [random_array(dtype, shape, seed) for seed, shape in enumerate(shapes)]
+    concat = Concat(len(sizes), axis, tuple(sizes))
+    made = concat.apply(arrays, specs)
+    assert_like(made, list(concat.specs(specs)))
+    assert_same(concat.inverse().apply(made, concat.specs(specs)), arrays)
+
+
+def test_typed_keys_are_moved_as_they_are():
+    keys = [jax.random.split(jax.random.key(seed), 3) for seed in range(2)]
+    specs = [LeafSpec(LeafKind.KEY, KEY, (3,))] * 2
+    operation = chain(Stack(2, -1), Transpose())
+    (made,) = operation.apply(keys, specs)
+    assert made.shape == operation.specs(specs)[0].shape == (2, 3)
+    back = operation.inverse().apply([made], operation.specs(specs))
+    for key, other in zip(keys, back, strict=True):
+        np.testing.assert_array_equal(jax.random.key_data(key), jax.random.key_data(other))
+
+
+def test_scalars_of_numpy_become_arrays_with_axes():
+    scalars = [LeafSpec(LeafKind.NUMPY_SCALAR, "float32")] * 2
+    values = [np.float32(1), np.float32(2)]
+    assert Stack(2).specs(scalars) == (array_spec("float32", (2,)),)
+    assert Reshape((), (1,)).specs(scalars) == (array_spec("float32", (1,)),) * 2
+    (made,) = Stack(2).apply(values, scalars)
+    np.testing.assert_array_equal(made, np.array([1, 2], np.float32))
+    assert_like(Unstack(2).apply([made], [array_spec("float32", (2,))]), [array_spec("float32")] * 2)
+
+
+def test_operations_work_inside_of_jit():
+    operation = chain(Concat(2), Stack(2, 1), Reshape((3, 2, 4), (3, 8)), Transpose())
+    specs = [array_spec("float32", (3, 2))] * 4
+    arrays = [jnp.asarray(random_array("float32", (3, 2), seed)) for seed in range(4)]
+    made = jax.jit(lambda values: operation.apply(values, specs))(arrays)
+    assert_same(made, operation.apply(arrays, specs))
+
+
+SCALAR, EMPTY, TEXT = LeafSpec(LeafKind.SCALAR, "float"), empty_spec("dict"), LeafSpec(LeafKind.TEXT, "str")
+
+
+@pytest.mark.parametrize("spec", [SCALAR, EMPTY, TEXT], ids=str)
+@pytest.mark.parametrize(
+    "operation",
+    [Stack(1), Unstack(1), Concat(1), Split(1), Reshape((), (1,)), Transpose(), MoveAxis(0, 0), Select(0, 0)],
+    ids=lambda operation: type(operation).__name__,
+)
+def test_what_has_no_axes_cannot_be_moved(operation: Operation, spec: LeafSpec):
+    with pytest.raises(Unfit, match="needs arrays, found"):
+        operation.specs([spec])
+
+
+@pytest.mark.parametrize(
+    ("operation", "shapes", "words"),
+    [
+        (Stack(2), [(3,), (4,)], "equal leaves"),
+        (Stack(2), [(3,)] * 3, "2 leaves at a time, found 3"),
+        (Stack(2, 2), [(3,)] * 2, "no axis 2 among 2"),
+        (Stack(2, -3), [(3,)] * 2, "no axis -3 among 2"),
+        (Unstack(2), [(3,)], "unstack into 2"),
+        (Unstack(2), [()], "no axis 0 among 0"),
+        (Concat(2), [(3,)], "2 leaves at a time, found 1"),
+        (Concat(2), [(3,), (4,)], "lengths 3,3"),
+        (Concat(2, 0), [(3, 2), (3, 5)], "differ along axis 0 alone"),
+        (Concat(2, -1), [(3, 2), (2,)], "lengths 2,2"),
+        (Concat(2, 0, (1, 2)), [(2,), (1,)], "lengths 1,2"),
+        (Concat(2, 0), [(), ()], "no axis 0 among 0"),
+        (Split(2), [(3,)], "2 equal parts"),
+        (Split(2, 0, (1, 1)), [(3,)], "lengths 1,1"),
+        (Split(3, 0, (1, 2)), [(3,)], "lengths 1,2"),
+        (Reshape((3, 2), (6,)), [(2, 3)], "reshape"),
+        (Reshape((3, 2), (5,)), [(3, 2)], "reshape"),
+        (Transpose((0,)), [(2, 3)], "transpose 0"),
+        (Transpose((0, 0)), [(2, 3)], "transpose 0,0"),
+        (MoveAxis(0, 2), [(2, 3)], "no axis 2 among 2"),
+        (Select(0, 3), [(3,)], "select 3"),
+        (Select(0, 2, 2), [(3,)], "select 2:2"),
+        (Select(0, 1, 4), [(3,)], "select 1:4"),
+        (Select(1, 0), [(3,)], "no axis 1 among 1"),
+        (Agree((REWRAP, REWRAP)), [(2,), (3,)], "copies of one array must be equal"),
+        (Agree((REWRAP, REWRAP)), [(2,)], "2 copies of one array expected, found 1"),
+    ],
+)
+def test_shapes_that_do_not_fit(operation: Operation, shapes: list[tuple[int, ...]], words: str):
+    with pytest.raises(Unfit, match=words):
+        operation.specs([array_spec("float32", shape) for shape in shapes])
+
+
+def test_only_equal_dtypes_become_one():
+    different = [array_spec("float32", (2,)), array_spec("bfloat16", (2,))]
+    for operation in (Stack(2), Concat(2), Agree((REWRAP, REWRAP))):
+        with pytest.raises(Unfit):
+            operation.specs(different)
+
+
+# Operations that lose or invent --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("operation", "words"),
+    [
+        (CastCounter("int32"), "dtype from the framework"),
+        (Select(0, 1), "'select 1, axis 0' leaves out"),
+        (Drop("no such layer"), "it was dropped: no such layer"),
+        (Fill((array_spec("float32"),), "the model's own"), "one side only .the model's own."),
+        (chain(Transpose(), Select(0, 1)), "leaves out"),
+    ],
+)
+def test_why_an_operation_has_no_inverse(operation: Operation, words: str):
+    with pytest.raises(NotInvertible, match=words):
+        operation.inverse()
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=3), st.data())
+def test_selecting(shape: list[int], data: st.DataObject):
+    axis = data.draw(st.integers(-len(shape), len(shape) - 1))
+    start = data.draw(st.integers(0, shape[axis] - 1))
+    stop = data.draw(st.none() | st.integers(start + 1, shape[axis]))
+    spec, array = array_spec("bfloat16", shape), random_array("bfloat16", tuple(shape), 0)
+    select = Select(axis, start, stop)
+    made = select.apply([array], [spec])
+    assert_like(made, list(select.specs([spec])))
+    wanted = np.take(array, range(start, stop) if stop else start, axis)
+    assert_same(made, [np.asarray(wanted)])
+
+
+def test_what_is_dropped_may_have_to_be_a_number():
+    drop = Drop("no bias here", expected=0.0)
+    specs = [array_spec("float32", (2,))] * 2
+    zero, other = np.array([0.0, -0.0], np.float32), np.array([0.0, 1e-45], np.float32)
+    assert drop.looks_at_values
+    assert drop.objection([zero, jnp.asarray(zero)], specs) == ""
+    assert drop.objection([zero, other], specs) == "no bias here, and not all its values are 0"
+    assert drop.objection([np.full(2, np.nan, np.float32)], specs[:1])
+    assert drop.lossy().objection([other], specs[:1]) == ""
+    assert not drop.lossy().looks_at_values
+    assert (drop.specs(specs), drop.apply([zero, other], specs)) == ((), [])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int4", "float8_e4m3fn", "bool", "complex64"])
+def test_a_number_that_was_filled_in_may_be_dropped_again(dtype: str):
+    spec = array_spec(dtype, (2, 3))
+    fill = fill_number(spec, 1.0, "not in the checkpoint")
+    (made,) = fill.apply([], [])
+    assert_like([made], [spec])
+    assert fill.inverse().objection([made], [spec]) == ""
+    made[0, 0] = 0
+    assert "not all its values are 1" in fill.inverse().objection([made], [spec])
+
+
+def test_copies_must_agree_to_become_one_again():
+    views = (REWRAP, Transpose())
+    spec, array = array_spec("float32", (2, 3)), random_array("float32", (2, 3), 0)
+    copies = Copies(views)
+    made = copies.apply([array], [spec])
+    assert made[0] is array
+    specs = copies.specs([spec])
+    assert_like(made, list(specs))
+    agree = copies.inverse()
+    assert agree == Agree(views)
+    assert agree.inverse() == copies
+    assert agree.specs(specs) == (spec,)
+    assert agree.looks_at_values
+    assert agree.objection(made, specs) == ""  # NaNs among them
+    assert_same(agree.apply(made, specs), [array])
+    other = [made[0], made[1].copy()]
+    other[1][0, 0] = 7 if other[1][0, 0] != 7 else 8
+    assert "do not hold the same" in agree.objection(other, specs)
+    assert agree.lossy().objection(other, specs) == ""
+    assert_same(agree.lossy().apply(other, specs), [array])
+
+
+def test_a_zero_is_not_the_negative_zero():
+    specs = [array_spec("float32", (1,))] * 2
+    assert Agree((REWRAP, REWRAP)).objection([np.zeros(1, np.float32), -np.zeros(1, np.float32)], specs)
+
+
+@pytest.mark.parametrize(("dtype", "upper"), [("int4", 0xF0), ("uint4", 0xF0), ("int2", 0xFC)])
+def test_the_upper_bits_of_small_types_mean_nothing(dtype: str, upper: int):
+    """ml_dtypes stores a number of four bits in a byte, and leaves anything in the others."""
+    assert hasattr(ml_dtypes, dtype)
+    clean = np.array([1, 0], np.uint8)
+    dirty = clean | np.uint8(upper)
+    arrays = [bits.view(numpy_dtype(dtype)) for bits in (clean, dirty)]
+    specs = [array_spec(dtype, (2,))] * 2
+    assert Agree((REWRAP, REWRAP)).objection(arrays, specs) == ""
+    assert Agree((REWRAP, REWRAP)).objection([arrays[0], arrays[1][::-1]], specs)
+
+
+WIDENING = [
+    ("bfloat16", "float32"),
+    ("float16", "float32"),
+    ("int4", "int8"),
+    ("float32", "float64"),
+    ("int32", "int64"),
+]
+
+
+@pytest.mark.parametrize(("narrow", "wide"), WIDENING)
+@pytest.mark.parametrize("container", [np.asarray, jnp.asarray])
+def test_casts_there_and_back(narrow: str, wide: str, container: Any):
+    specs, array = [array_spec(narrow, (3,))], container(np.array([1, 0, 2]).astype(numpy_dtype(narrow)))
+    cast = Cast(narrow, wide)
+    made = cast.apply([array], specs)
+    assert_like(made, list(cast.specs(specs)))
+    back = cast.inverse()
+    assert back == Cast(wide, narrow, exact=True)
+    assert back.looks_at_values
+    assert back.objection(made, cast.specs(specs)) == ""
+    assert_same(back.apply(made, cast.specs(specs)), [array])
+    assert not back.inverse().looks_at_values
+
+
+def test_a_narrowing_cast_refuses_what_does_not_survive():
+    back = Cast("bfloat16", "float32").inverse()
+    spec = array_spec("float32", (2,))
+    for value in (1.0001, 1e39, 1e-45):
+        with np.errstate(over="ignore"):
+            array = np.array([1, value]).astype(np.float32)
+        survives = np.isinf(array[1])
+        assert bool(back.objection([array], [spec])) != survives
+        assert back.lossy().objection([array], [spec]) == ""
+    numbers = Cast("float32", "int8", exact=True)
+    for wrong in (0.5, 300.0, np.nan):
+        assert numbers.objection([np.array([wrong], np.float32)], [array_spec("float32", (1,))])
+
+
+def test_a_cast_demands_its_dtype():
+    for spec in (array_spec("float16", (1,)), SCALAR, LeafSpec(LeafKind.KEY, KEY, (1,))):
+        with pytest.raises(Unfit, match="cast float32 → bfloat16 does not fit"):
+            Cast("float32", "bfloat16").specs([spec])
+
+
+def test_mirrors_of_another_dtype_are_not_cast():
+    operation = chain(Stack(2), Cast("float32", "bfloat16"), Transpose())
+    assert without_casts(operation) == chain(Stack(2), Transpose())
+    assert without_casts(Cast("float32", "bfloat16")) == REWRAP
+
+
+def test_a_chain_asks_each_of_its_operations():
+    operation = chain(Transpose(), Cast("float32", "bfloat16", exact=True), Stack(2))
+    specs = [array_spec("float32", (2, 2))] * 2
+    good, bad = np.ones((2, 2), np.float32), np.full((2, 2), 1.0001, np.float32)
+    assert operation.looks_at_values
+    assert operation.objection([good, good], specs) == ""
+    assert "not every value survives" in operation.objection([good, bad], specs)
+    assert operation.lossy().objection([good, bad], specs) == ""
+    assert operation.lossy().specs(specs) == operation.specs(specs)
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [Drop("why", 0.0), Agree((REWRAP, REWRAP)), Cast("float32", "bfloat16", exact=True), Cast("float32", "float64")],
+    ids=lambda operation: type(operation).__name__,
+)
+def test_values_are_not_known_inside_of_jit(operation: Operation):
+    specs = [array_spec("float32", (2,))] * 2
+
+    def look(array: Any) -> Any:
+        operation.objection([array, array], specs)
+        return operation.apply([array, array], specs)
+
+    with pytest.raises(ConversionRefused, match="not known inside"):
+        jax.jit(look)(jnp.ones(2))

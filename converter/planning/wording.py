@@ -1,0 +1,42 @@
+"""How plans put things into words: several paths in a few characters, and what an operation demands."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+
+from converter.folding import fold
+from converter.rules.operations import Agree, Cast, Chain, Drop, Operation
+from converter.tree import Key, Path, format_path
+
+
+def demand(operation: Operation) -> str:
+    """What an operation needs of the values so that nothing is lost; empty if nothing."""
+    match operation:
+        case Chain():
+            return ", ".join(filter(None, map(demand, operation.operations)))
+        case Drop(expected=number) if number is not None:
+            return f"all values are {number:g}"
+        case Agree(required=True):
+            return "all of them hold the same values"
+        case Cast(exact=True):
+            return f"every value survives {operation.name}"
+    return ""
+
+
+def several(paths: Sequence[Path]) -> str:
+    """Several paths in a few words: ``params/layers_{0…11}/kernel``, ``params/cell/{ir,iz,in}/kernel``."""
+    columns = [list(dict.fromkeys(column)) for column in zip(*paths, strict=False)]
+    together = len(set(map(len, paths))) == 1 and math.prod(map(len, columns)) == len(set(paths))
+    if not together:
+        return " + ".join(fold((format_path(path),) for path in paths))
+    return "/".join(map(_either, columns))
+
+
+def _either(keys: Sequence[Key]) -> str:
+    texts = fold((format_path((key,)),) for key in keys)
+    return texts[0] if len(texts) == 1 else "{" + ",".join(texts) + "}"
+
+
+def section(title: str, rows: Sequence[tuple[str, ...]], plain: Collection[int] = ()) -> list[str]:
+    return ["", f"{title}:", *("  " + line for line in fold(rows, plain))] if rows else []

@@ -1,0 +1,40 @@
+"""Running both models on random values: what the rules ask where names and shapes leave a question open.
+
+Synthetic values prove more than those of a checkpoint, whose biases may all be zero and whose scales may all be one:
+there a wrong correspondence can go unnoticed.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from converter.errors import ModelError
+from converter.models import Model
+from converter.models.trace import Trace, trace_linen, trace_nnx
+from converter.proof.trial import Trial
+from converter.rules.matching.evidence import Evidence
+
+
+def evidence(
+    linen_model: Model | None,
+    nnx_model: Model | None,
+    inputs: Sequence[Any] | None,
+    linen_kwargs: Mapping[str, Any],
+    nnx_kwargs: Mapping[str, Any],
+) -> Evidence | None:
+    """What both models tell when they are run on these inputs; None unless both and the inputs are there."""
+    if linen_model is None or nnx_model is None or inputs is None:
+        return None
+    linen, nnx = linen_model, nnx_model
+
+    @functools.cache
+    def traces() -> tuple[Trace, Trace] | str:
+        try:
+            return trace_linen(linen, inputs, linen_kwargs), trace_nnx(nnx, inputs, nnx_kwargs)
+        except ModelError as error:
+            return error.message
+
+    trial = Trial(linen, nnx, inputs, linen_kwargs, nnx_kwargs)
+    return Evidence(traces, trial.confirm, trial.silent)

@@ -1,0 +1,193 @@
+"""Calls of both models as functions of their variables, traced and run on values from elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from converter import user_code
+from converter.live import restore_nnx
+from converter.models import Model, ModelVariable, array_leaves, collection_of, raw_value, state_path
+from converter.proof.double import run_doubled
+from converter.pytrees import pytree_path
+from converter.rules.link import Name
+from converter.training_state import PARAMS, RNG_COLLECTIONS, Held, Part, Slot, TrainingState
+from converter.tree import KEY_WORDS, Leaf, LeafKind, format_path, nest, numpy_dtype
+
+Values = Mapping[Name, Any]
+
+Outputs = dict[str, Any]
+"""Everything that a call returns, by its path in the returned pytree."""
+
+
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """A call that has been traced on arrays of certain shapes and dtypes.
+
+    Attributes:
+      what: what is being done, for messages.
+      closed: its jaxpr; the arguments are the values of the variables, then the arrays among the inputs.
+      names: the paths of its results.
+      others: what it returns that is no array, by path.
+    """
+
+    what: str
+    closed: Any
+    names: Sequence[str]
+    others: Mapping[str, Any]
+
+    def __call__(self, arguments: Sequence[Any]) -> Outputs:
+        """What the model returns, computed in the precision that it was written for.
+
+        Raises:
+          ModelError: the call fails.
+        """
+        import jax
+
+        run = jax.extend.core.jaxpr_as_fun(self.closed)
+        return self._named(user_code.call(self.what, run, *arguments))
+
+    def doubled(self, arguments: Sequence[Any]) -> Outputs:
+        """The same in double precision; to be called while 64-bit types are enabled.
+
+        Raises:
+          NoDouble: the call cannot be run so. JAX's own errors are possible as well.
+        """
+        return self._named(run_doubled(self.closed, arguments))
+
+    def _named(self, results: Sequence[Any]) -> Outputs:
+        return {**dict(zip(self.names, results, strict=True)), **self.others}
+
+
+class Call:
+    """A call of a model, which can be traced.
+
+    Args:
+      what: what is being done, for messages.
+      run: calls the model with its variables and with the arrays among its inputs.
+    """
+
+    def __init__(self, what: str, run: Callable[[Values, Sequence[Any]], Any]) -> None:
+        self._what = what
+        self._run = run
+        self._traced: dict[object, Traced] = {}
+
+    def traced(self, values: Values, inputs: Sequence[Any]) -> Traced:
+        """The call for values and inputs like these.
+
+        Raises:
+          ModelError: it fails.
+        """
+        import jax
+
+        structs = [jax.ShapeDtypeStruct(value.shape, value.dtype) for value in [*values.values(), *inputs]]
+        key = tuple(values), tuple((struct.shape, struct.dtype) for struct in structs)
+        if key in self._traced:
+            return self._traced[key]
+        results: Outputs = {}
+        others: Outputs = {}
+
+        def run(*arrays: Any) -> list[Any]:
+            given = dict(zip(values, arrays, strict=False))
+            returned = jax.tree_util.tree_flatten_with_path(self._run(given, arrays[len(given) :]))[0]
+            for keys, leaf in returned:
+                is_array = isinstance(leaf, jax.Array | np.ndarray)
+                (results if is_array else others)[format_path(pytree_path(keys)) or "output"] = leaf
+            return list(results.values())
+
+        closed = user_code.call(self._what, jax.make_jaxpr(run), *structs)
+        self._traced[key] = Traced(self._what, closed, tuple(results), others)
+        return self._traced[key]
+
+
+def array_inputs(inputs: Sequence[Any]) -> tuple[list[Any], Callable[[Sequence[Any]], Sequence[Any]]]:
+    """The arrays among the inputs of a call, and what puts others in their places."""
+    import jax
+
+    leaves, structure = jax.tree.flatten(tuple(inputs))
+    places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, jax.Array | np.ndarray)]
+
+    def fill(arrays: Sequence[Any]) -> Any:
+        filled = dict(enumerate(leaves)) | dict(zip(places, arrays, strict=True))
+        return structure.unflatten(filled.values())
+
+    return [leaves[place] for place in places], fill
+
+
+# The two frameworks --------------------------------------------------------------------------------------------------
+
+
+def linen_calls(model: Model, fill: Callable[[Sequence[Any]], Sequence[Any]], kwargs: Mapping[str, Any]) -> list[Call]:
+    """``module.apply`` as it is stated; and for models that train or decode, with everything that they may need."""
+    import jax
+
+    def call(**more: Any) -> Call:
+        given = {**more, **kwargs}
+
+        def run(values: Values, arrays: Sequence[Any]) -> Any:
+            nested = nest(((collection, *path), value) for (collection, path), value in values.items())
+            result = model.module.apply(nested, *fill(arrays), **given)
+            # flax.linen.Module.apply returns a pair unless mutable is False, even for an empty list.
+            return result if given.get("mutable", False) is False else result[0]
+
+        return Call("calling the Linen model", run)
+
+    if {"mutable", "rngs"} <= kwargs.keys():
+        return [call()]
+    return [call(), call(mutable=True, rngs={name: jax.random.key(0) for name in (PARAMS, "dropout")})]
+
+
+def nnx_calls(model: Model, fill: Callable[[Sequence[Any]], Sequence[Any]], kwargs: Mapping[str, Any]) -> list[Call]:
+    """The call of the NNX module after ``eval()``, and as it is.
+
+    Raises:
+      ModelError: its random state cannot be made.
+    """
+    from flax import nnx
+
+    zeros = [(Slot(Part.VARIABLES, v.collection, v.path), _zeros(v)) for v in model.variables if needs_value(v)]
+    graph, state = nnx.split(restore_nnx(TrainingState(zeros), model))
+    flat = nnx.to_flat_state(state)
+
+    def call(*, evaluate: bool) -> Call:
+        def run(values: Values, arrays: Sequence[Any]) -> Any:
+            module = nnx.merge(graph, nnx.from_flat_state(_with(flat, values)))
+            if evaluate:
+                module.eval()
+            return module(*fill(arrays), **kwargs)
+
+        return Call("calling the NNX model", run)
+
+    return [call(evaluate=True), call(evaluate=False)]
+
+
+def needs_value(variable: ModelVariable) -> bool:
+    """Whether an NNX variable has to get its value from Linen: not random state, and no array without a Variable."""
+    return not variable.is_plain and variable.collection not in RNG_COLLECTIONS
+
+
+def _with(flat: Any, values: Values) -> Iterator[tuple[Any, Any]]:
+    """The flat state with other arrays inside of its Variables."""
+    import jax
+    from flax import nnx
+
+    for keys, leaf in flat:
+        held, name = raw_value(leaf), (collection_of(leaf), state_path(keys))
+        inside = [values.get((name[0], name[1] + path), own) for path, own in array_leaves(held)]
+        value = jax.tree.unflatten(jax.tree.structure(held), inside)
+        yield keys, leaf.replace(value) if isinstance(leaf, nnx.Variable) else value
+
+
+def _zeros(variable: ModelVariable) -> Held:
+    """What stands in the place of a variable until it gets a value."""
+    spec = variable.spec
+
+    def make() -> Any:
+        if spec.kind is LeafKind.KEY:
+            return np.zeros((*spec.shape, KEY_WORDS[spec.dtype]), np.uint32)
+        return np.zeros(spec.shape, numpy_dtype(spec.dtype))
+
+    return Held(variable.path, Leaf(spec, make))

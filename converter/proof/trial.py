@@ -1,0 +1,214 @@
+"""A correspondence put to the test: both models on random values."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from converter.errors import ConverterError, ModelError
+from converter.models import Model
+from converter.proof.calls import Call, Outputs, Traced, array_inputs, linen_calls, needs_value, nnx_calls
+from converter.proof.outputs import (
+    LIMITS,
+    MARGIN,
+    as_numpy,
+    disagreement,
+    largest,
+    limit_of,
+    real_numbers,
+    tells,
+    weights,
+)
+from converter.proof.values import DRAWS, inputs_of, is_inexact, random_value, random_values
+from converter.rules.link import Name
+from converter.rules.matching.board import Piece
+from converter.tree import format_path
+
+ONE_BY_ONE = 64
+"""How many groups of variables are changed one after the other where derivatives do not tell. Each costs a run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """Values and inputs on which both models agree, and what Linen's returns for them."""
+
+    draw: int
+    traced: Traced
+    values: Mapping[Name, Any]
+    inputs: Sequence[Any]
+    outputs: Outputs
+
+    @property
+    def arguments(self) -> list[Any]:
+        return [*self.values.values(), *self.inputs]
+
+
+class Trial:
+    """Both models with their inputs. ``silent`` is about the correspondence that was confirmed last."""
+
+    def __init__(
+        self,
+        linen: Model,
+        nnx: Model,
+        inputs: Sequence[Any],
+        linen_kwargs: Mapping[str, Any],
+        nnx_kwargs: Mapping[str, Any],
+    ) -> None:
+        self._linen, self._nnx = linen, nnx
+        self._arrays, fill = array_inputs(inputs)
+        self._linen_calls = linen_calls(linen, fill, linen_kwargs)
+        self._make_nnx_calls = functools.partial(nnx_calls, nnx, fill, nnx_kwargs)
+        self._nnx_calls: list[Call] = []
+        self._doubles = True
+        self._limit = LIMITS[0]
+        self._points: list[Point] = []
+
+    # Confirming ------------------------------------------------------------------------------------------------------
+
+    def confirm(self, pieces: Sequence[Piece]) -> str:
+        """How the outputs of both models differ for values translated by these pieces; empty if they agree."""
+        import jax
+
+        covered = {name for piece in pieces for name in piece.nnx}
+        missing = [v.path for v in self._nnx.variables if needs_value(v) and (v.collection, v.path) not in covered]
+        if missing:
+            return "nothing is known of " + ", ".join(map(format_path, missing[:3]))
+        try:
+            # Even inside of a function that JAX traces, this is about numbers.
+            with jax.ensure_compile_time_eval():
+                self._nnx_calls = self._nnx_calls or self._make_nnx_calls()
+                objections = []
+                for call in self._nnx_calls:
+                    objections.append(self._difference(call, pieces))
+                    if not objections[-1]:
+                        return ""
+                return objections[0]
+        except ConverterError as error:
+            return error.message
+
+    def _difference(self, nnx_call: Call, pieces: Sequence[Piece]) -> str:
+        """The same for one way to call the NNX model."""
+        objection, points, limits = "", [], [0.0]
+        for draw in range(DRAWS):
+            values, translated = self._translated(pieces, draw)
+            inputs = inputs_of(self._arrays, draw)
+            traced, other = self._traced_linen(values, inputs), nnx_call.traced(translated, inputs)
+            point = Point(draw, traced, values, inputs, {})
+            left, right = self._outputs(point, other, [*translated.values(), *inputs])
+            if not tells(left):
+                continue
+            objection, limit = self._disagreement(left, right)
+            if objection:
+                return objection
+            points.append(Point(draw, traced, values, inputs, left))
+            limits.append(limit)
+        self._points, self._limit = points, max(limits)
+        return "" if points else "they return no numbers for random values"
+
+    def _translated(self, pieces: Sequence[Piece], draw: int) -> tuple[dict[Name, Any], dict[Name, Any]]:
+        """Values for Linen, such that nothing is lost by the pieces, and what they make of them for NNX."""
+        specs = {(v.collection, v.path): v.spec for v in self._linen.variables}
+        covered = {name for piece in pieces for name in piece.linen if piece.nnx}
+        values = random_values(specs, draw)
+        # What has no place in NNX has to be such that it does not matter.
+        values |= {name: zeros_like(value) for name, value in values.items() if name not in covered}
+        translated: dict[Name, Any] = {}
+        for piece in pieces:
+            sources = [specs[name] for name in piece.linen]
+            made = piece.to_nnx.apply([values[name] for name in piece.linen], sources)
+            translated |= dict(zip(piece.nnx, made, strict=True))
+            if piece.to_nnx.looks_at_values and piece.nnx:  # copies of one array are equal
+                values |= dict(zip(piece.linen, self._undone(piece, made, sources), strict=True))
+        return values, translated
+
+    @staticmethod
+    def _undone(piece: Piece, made: Sequence[Any], sources: Sequence[Any]) -> Sequence[Any]:
+        return piece.to_nnx.inverse().apply(made, piece.to_nnx.specs(sources))
+
+    def _traced_linen(self, values: Mapping[Name, Any], inputs: Sequence[Any]) -> Traced:
+        """The first of the possible calls of Linen that succeeds."""
+        *early, last = self._linen_calls
+        for call in early:
+            try:
+                return call.traced(values, inputs)
+            except ModelError:
+                continue
+        return last.traced(values, inputs)
+
+    def _outputs(self, point: Point, other: Traced, arguments: Sequence[Any]) -> tuple[Outputs, Outputs]:
+        import jax
+
+        if self._doubles:
+            try:
+                with jax.enable_x64(True):
+                    return as_numpy(point.traced.doubled(point.arguments)), as_numpy(other.doubled(arguments))
+            except Exception:  # not everything that JAX can do exists in double precision, or runs on this machine
+                self._doubles = False
+        return as_numpy(point.traced(point.arguments)), as_numpy(other(arguments))
+
+    def _disagreement(self, left: Outputs, right: Outputs) -> tuple[str, float]:
+        """How the outputs differ, or within which limit they agree."""
+        objection = ""
+        for limit in LIMITS if self._doubles else (limit_of(left),):
+            objection = disagreement(left, right, limit)
+            if not objection:
+                return "", limit
+        return objection, 0.0
+
+    # What the outputs depend on --------------------------------------------------------------------------------------
+
+    def silent(self, groups: Sequence[Sequence[Name]]) -> frozenset[int]:
+        """The groups of Linen's variables on none of which the outputs depend, so far as that can be seen."""
+        import jax
+
+        pending = dict(enumerate(groups))
+        if not self._doubles:
+            return frozenset(pending)
+        with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+            for look in (self._felt_by_derivative, self._felt_by_change):
+                for point in self._points:
+                    felt = look(point, pending) if pending else ()
+                    pending = {position: group for position, group in pending.items() if position not in felt}
+        return frozenset(pending)
+
+    def _felt_by_derivative(self, point: Point, groups: Mapping[int, Sequence[Name]]) -> set[int]:
+        import jax
+
+        names = [name for name, value in point.values.items() if is_inexact(value.dtype)]
+
+        def numbers(values: Sequence[Any]) -> list[Any]:
+            given = {**point.values, **dict(zip(names, values, strict=True))}
+            outputs = point.traced.doubled([*given.values(), *point.inputs])
+            return list(real_numbers(outputs).values())
+
+        try:
+            results, pull = jax.vjp(numbers, [wide(point.values[name]) for name in names])
+            (gradients,) = pull(weights(results))
+        except Exception:  # loops without a fixed length have no derivative of this kind
+            return set()
+        felt = {n for n, gradient in zip(names, gradients, strict=True) if largest(gradient) > MARGIN * self._limit}
+        return {position for position, group in groups.items() if felt & set(group)}
+
+    def _felt_by_change(self, point: Point, groups: Mapping[int, Sequence[Name]]) -> set[int]:
+        felt = set()
+        specs = {(v.collection, v.path): v.spec for v in self._linen.variables}
+        for position, group in list(groups.items())[:ONE_BY_ONE]:
+            other = {name: random_value(name, specs[name], point.draw + DRAWS) for name in group}
+            outputs = point.traced.doubled([*{**point.values, **other}.values(), *point.inputs])
+            before, after = real_numbers(point.outputs), as_numpy(real_numbers(outputs))
+            if disagreement(before, after, MARGIN * self._limit):
+                felt.add(position)
+        return felt
+
+
+def zeros_like(value: Any) -> Any:
+    """Zeros, except for random keys, which have none."""
+    return np.zeros(value.shape, value.dtype) if isinstance(value, np.ndarray) else value
+
+
+def wide(value: Any) -> Any:
+    return value.astype(np.complex128 if np.iscomplexobj(value) else np.float64)
