@@ -185,3 +185,10 @@ def test_rows_that_differ_in_one_number_only_are_never_left_apart(given_rows: li
 def test_leading_zeros_are_not_lost(numbers: tuple[str, ...]):
     found = fold((f"block_{number}",) for number in numbers)
     assert sorted(row for line in found for row in unfolded(line)) == sorted((f"block_{number}",) for number in numbers)
+
+
+def test_numbers_of_plain_columns_count_nothing() -> None:
+    """An axis or a size may happen to be the number of a layer."""
+    rows = [(f"layers/{number}/kernel", f"layers_{number}/kernel", "unstack, axis 1") for number in range(3)]
+    assert fold(rows, plain=(2,)) == ["layers/{0…2}/kernel  layers_{0…2}/kernel  unstack, axis 1"]
+    assert len(fold(rows)) > 1

@@ -201,7 +201,7 @@ class Following:
     def _alike(self, link: Link) -> Name | None:
         """The variable that an optimizer most likely treats like the invented one: masks go by names and by ranks."""
         ((collection, path), *_), spec = link.targets, link.operation.specs(())[0]
-        candidates = [name for name in self._sources if name[0] == collection]
+        candidates = [name for name in self._sources if collection in ("", name[0])]
 
         def unlike(name: Name) -> tuple[bool, bool]:
             return name[1][-1:] != path[-1:], len(self._sources[name].shape) != len(spec.shape)

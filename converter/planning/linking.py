@@ -22,7 +22,7 @@ def find_links(
     state: TrainingState, sources: Mapping[Name, LeafSpec], dropped: Mapping[Name, LeafSpec], request: Request
 ) -> Correspondence:
     """Links all variables of a state, and of an optimizer saved alone those that it follows."""
-    if not sources and not dropped:  # an optimizer that keeps nothing for its parameters, saved alone
+    if not sources and not dropped and state:  # an optimizer that keeps nothing for its parameters, saved alone
         return Correspondence()
     has_variables = state.has(Part.VARIABLES)
     linen, nnx = (_restricted(target_model(request, side), request, has_variables) for side in ("linen", "nnx"))

@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax import nnx
 
 from tests.parity.pair import Pair
 from tests.parity.support import sample
+from tests.parity.truth import on_host
 
 FUSED = 1e-6
 """One wide matrix product instead of several narrow ones may differ in the last bits of float32."""
@@ -70,7 +71,7 @@ def simple_paths(linen: str = "", nnx: str = "") -> dict[str, str]:
 
 def concatenated(paths: Mapping[str, str]) -> dict[str, Callable[..., Any]]:
     """``to_nnx`` for paths in which several Linen kernels or biases stand side by side in one NNX array."""
-    return {path: lambda *arrays: jnp.concatenate(arrays, axis=-1) for path in paths if " + " in path}
+    return {path: on_host(lambda *arrays: np.concatenate(arrays, -1)) for path in paths if " + " in path}
 
 
 def cell(

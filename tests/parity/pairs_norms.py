@@ -7,17 +7,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax import nnx
 
 from tests.parity.pair import Pair
 from tests.parity.paths import BF16, BF16_ROUNDING, SCALE, SCALE_BIAS, STATISTICS, same
 from tests.parity.support import sample
+from tests.parity.truth import on_host
 
 
 def flattened(paths: Mapping[str, str]) -> dict[str, Callable[..., Any]]:
     """``to_nnx`` for norms over several axes: their features are one axis in NNX."""
-    return {path: lambda array: array.reshape(-1) for path in paths}
+    return {path: on_host(np.ravel) for path in paths}
 
 
 def layer_norm(name: str, **options: Any) -> Pair:

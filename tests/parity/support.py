@@ -83,9 +83,14 @@ def _text(keys: Sequence[Any]) -> str:
 # Random values -------------------------------------------------------------------------------------------------------
 
 
+def on_device(array: Any, dtype: Any = None) -> jax.Array:
+    """A NumPy array as one of JAX; ``jnp.asarray`` would compile a program for every shape."""
+    return jax.device_put(np.asarray(array, dtype))
+
+
 def sample(*shape: int, dtype: Any = jnp.float32, seed: int = 0) -> jax.Array:
     """Standard normal numbers, the same on every machine."""
-    return jnp.asarray(np.random.default_rng([seed, *shape]).standard_normal(shape), dtype)
+    return on_device(np.random.default_rng([seed, *shape]).standard_normal(shape), dtype)
 
 
 def random_value(path: str, shape: tuple[int, ...], dtype: Any, seed: int) -> jax.Array:
@@ -106,13 +111,13 @@ def random_value(path: str, shape: tuple[int, ...], dtype: Any, seed: int) -> ja
     else:
         # Without the shift of biases, layers with a rectifier behind them may have nothing but zeros to tell.
         value = 0.5 * generator.standard_normal(shape) + (0.5 if name == "bias" else 0)
-    return jnp.asarray(value, dtype)
+    return on_device(value, dtype)
 
 
 def _zeros(like: jax.ShapeDtypeStruct) -> jax.Array:
     """Zeros, also for random keys."""
     if not jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
-        return jnp.asarray(np.zeros(like.shape, like.dtype))
+        return on_device(np.zeros(like.shape, like.dtype))
     words = jax.eval_shape(jax.random.key_data, like)
     return jax.random.wrap_key_data(np.zeros(words.shape, words.dtype))
 
@@ -198,7 +203,7 @@ class Case:
         values = {
             path: random_value(path, like.shape, like.dtype, seed)
             if lossy or path not in self.pair.lossy
-            else jnp.zeros(like.shape, like.dtype)
+            else _zeros(like)
             for path, like in flat_linen(self.shapes).items()
         }
         return replace_linen(self.shapes, values)

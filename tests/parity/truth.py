@@ -17,6 +17,7 @@ from flax import linen as nn
 from flax import nnx
 
 from tests.parity.pair import Pair
+from tests.parity.support import on_device
 
 BATCH, LAYERS, HIDDEN, WIDTH, LENGTH, CLASSES, VOCABULARY = 2, 3, 5, 6, 7, 9, 11
 HEADS, QKV_FEATURES = 2, 8
@@ -58,7 +59,7 @@ def pair(
 
 def on_host(change: Callable[..., Any]) -> Callable[..., Any]:
     """Computes with NumPy: jax would compile every operation for every shape."""
-    return lambda *arrays: jax.tree.map(jnp.asarray, change(*map(np.asarray, arrays)))
+    return lambda *arrays: jax.tree.map(on_device, change(*map(np.asarray, arrays)))
 
 
 def merged(*parts: Part) -> Part:
@@ -110,8 +111,7 @@ def joined(paths: Iterable[str], name: str) -> str:
 
 def wave(*shape: int) -> jax.Array:
     """Numbers between -1 and 1 without a pattern that a layer could cancel."""
-    # NumPy, because jax would compile this for every shape.
-    return jnp.asarray(np.sin(1.7 * np.arange(1, math.prod(shape) + 1) ** 1.3).reshape(shape), jnp.float32)
+    return on_device(np.sin(1.7 * np.arange(1, math.prod(shape) + 1) ** 1.3).reshape(shape), jnp.float32)
 
 
 def rows() -> tuple[jax.Array]:
@@ -131,4 +131,4 @@ def tokens() -> tuple[jax.Array]:
 
 
 def two_rows() -> tuple[jax.Array, jax.Array]:
-    return wave(BATCH, WIDTH), jnp.cos(wave(BATCH, WIDTH))
+    return wave(BATCH, WIDTH), on_device(np.cos(wave(BATCH, WIDTH)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 from converter.models import linen_model, nnx_model_from_factory
@@ -12,28 +11,19 @@ from converter.planning.request import Request
 from converter.proof import evidence
 from converter.tree import LeafKind, Tree
 
-from .reshaped_pairs import GRU, PAIRS, PIECES, TIED, Pair
+from .reshaped_pairs import Pair
 from .training import values_of
 
-
-@functools.cache
-def models(linen: Any, nnx_factory: Any, inputs: Any) -> dict[str, Any]:
-    known = {"linen_model": linen_model(linen(), inputs, {}), "nnx_model": nnx_model_from_factory(nnx_factory)}
-    return {**known, "evidence": evidence(known["linen_model"], known["nnx_model"], inputs, {}, {})}
-
-
-class _Inputs(tuple):
-    """Arrays that can be part of a key: these are the same as long as they are the same object."""
-
-    __hash__ = object.__hash__
-    __eq__ = object.__eq__
-
-
-INPUTS = {id(pair): _Inputs(pair.inputs) for pair in (*PAIRS.values(), GRU, TIED, PIECES)}
+_MODELS: dict[int, dict[str, Any]] = {}
 
 
 def both_models(pair: Pair) -> dict[str, Any]:
-    return models(pair.linen, pair.nnx, INPUTS[id(pair)])
+    """What a request takes: both models, and what running them tells."""
+    if id(pair) not in _MODELS:
+        linen, of_nnx = linen_model(pair.linen(), pair.inputs, {}), nnx_model_from_factory(pair.nnx)
+        told = evidence(linen, of_nnx, pair.inputs, {}, {})
+        _MODELS[id(pair)] = {"linen_model": linen, "nnx_model": of_nnx, "evidence": told}
+    return _MODELS[id(pair)]
 
 
 def planned(tree: Tree, to: Any, pair: Pair, **options: Any) -> Plan:
