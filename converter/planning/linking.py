@@ -138,6 +138,8 @@ def _is_decided(name: Name) -> bool:
 
 def _restricted(model: Model | None, request: Request, has_variables: bool) -> Model | None:
     """The part of a model that the checkpoint can be expected to name: an optimizer saved alone names parameters."""
-    if model is None or not model.typed or (has_variables and not request.params_only):
+    if model is None or (has_variables and not (model.typed and request.params_only)):
         return model
-    return replace(model, variables=tuple(v for v in model.variables if v.collection == PARAMS))
+    parameters = tuple(v for v in model.variables if v.collection == PARAMS)
+    # A template may be an optimizer saved alone too: it tells no names.
+    return replace(model, variables=parameters) if parameters or model.module is not None else None

@@ -12,10 +12,16 @@ import numpy as np
 from converter.rules.link import Name, format_name
 from converter.tree import KEY_WORDS, LeafKind, LeafSpec, numpy_dtype
 
-DRAWS = 2
-"""How often values and inputs are drawn. In the second draw all values are positive: some layers choke on negative
-ones, and rectifiers let nothing of them through. Its inputs are other ones too: zeros and ones hide what they are
-multiplied with, and two equal inputs hide which of them is which."""
+DRAWS = 3
+"""How often values and inputs may be drawn.
+
+In the first draw the inputs are the user's own, which are often all zeros or ones: these hide what they are multiplied
+with, attention over equal tokens does not depend on queries and keys, and two equal inputs hide which of them is which.
+So they are others from the second draw on. In the third draw all values are positive: some layers choke on negative
+ones, and rectifiers let nothing through.
+"""
+
+NORMAL_DRAWS, POSITIVE_DRAW = (0, 1), 2
 
 
 def random_values(specs: Mapping[Name, LeafSpec], draw: int) -> dict[Name, Any]:
@@ -38,7 +44,7 @@ def random_value(name: Name, spec: LeafSpec, draw: int) -> Any:
     if not is_inexact(dtype):
         return generator.integers(0, 2, spec.shape).astype(dtype)
     positive = name[1][-1] in ("var", "sigma") or name[1][-1].endswith("/sigma")
-    if positive or draw == 1:
+    if positive or draw == POSITIVE_DRAW:
         values = generator.uniform(0.5, 1.5, spec.shape)
     else:
         values = generator.normal(0.0, 1.0, spec.shape)

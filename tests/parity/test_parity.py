@@ -1,4 +1,26 @@
-"""Every layer and arrangement that both frameworks have: converted both ways, compared with a translation by hand."""
+"""Every layer and arrangement that both frameworks have: converted both ways, compared with a translation by hand.
+
+A ``Pair`` (pair.py) is one model written in both frameworks, with the translation of its variables written by hand.
+Single layers: pairs_linear, pairs_norms, pairs_wrappers (SpectralNorm, WeightNorm, PReLU, Dropout), pairs_attention
+(caches too), pairs_cells and pairs_rnn. The same layers in another arrangement: pairs_containers, pairs_names
+(automatic names, transformed classes, share_scope), pairs_order, pairs_sharing (one module, variable or array in
+several places), pairs_scan and pairs_nested (loops and scans on either side, along any axis), pairs_renamed_stacks,
+pairs_scanned_layers (LSTM, GRU, attention and its cache inside of a scan), pairs_vmap, pairs_variables (collections
+and Variable classes of one's own, sharding names, LoRA), pairs_bridges (``ToLinen``, ``ToNNX``). Whole models:
+pairs_models (ResNet, ViT, VAE) and pairs_encoders.
+
+For each pair, on random values that no initialiser would give:
+
+* the translation by hand is right: it covers every leaf, and both models then compute the same, statistics and caches
+  included (no converter in this test);
+* the converter makes exactly those leaves, bit for bit, in both directions and there and back, with both models to look
+  at; and with the NNX module alone where the names follow Flax's conventions;
+* what has no place on the other side is refused by name, and what only the user can know is refused without rules;
+* ``verify_outputs`` notices a translation in which two leaves are exchanged.
+
+Helpers: support.py (random values, making a pair, comparisons), paths.py and truth.py (translations by hand in short),
+blocks.py and stacks.py (the parts that models repeat).
+"""
 
 from __future__ import annotations
 

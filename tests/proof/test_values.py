@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from converter.proof.values import DRAWS, inputs_of, random_value, random_values
+from converter.proof.values import DRAWS, POSITIVE_DRAW, inputs_of, random_value, random_values
 from converter.tree import LeafKind, LeafSpec, array_spec
 
 W = ("params", ("w",))
@@ -33,8 +33,8 @@ def test_no_two_variables_and_no_two_draws_have_the_same():
     assert random_values(specs, 0)["params", ("a",)].tobytes() == values[0].tobytes()
 
 
-def test_values_of_the_second_draw_are_positive():
-    assert (random_value(W, array_spec("float32", (50,)), 1) > 0).all()
+def test_values_of_the_last_draw_are_positive():
+    assert (random_value(W, array_spec("float32", (50,)), POSITIVE_DRAW) > 0).all()
     assert (random_value(W, array_spec("float32", (50,)), 0) < 0).any()
 
 

@@ -88,7 +88,10 @@ def check(case: Case, to: str, destination: Path, **options: Any) -> converter.R
         options["optimizer"] = adamw_schedule
     report = support.convert(source, destination, to, **options)
     found = {path: leaf for path, leaf in support.full(support.read(destination)).items() if "rngs/" not in path}
-    support.assert_equal(found, _usual(case.expected(to)) if "like" not in options else case.expected(to))
+    expected = case.expected(to)
+    if "like" not in options:
+        expected = _with_todays_scales(_usual(expected)) if "nnx_model" in options else _usual(expected)
+    support.assert_equal(found, expected)
     support.assert_nothing_vanishes(support.flat(CARDS[getattr(case, OTHER[to])]["leaves"]), report.plan)
     said = {name: value for name, value in options.items() if not name.endswith("_style")}
     assert converter.verify(source, destination, **said).ok
@@ -101,6 +104,14 @@ def _usual(leaves: Leaves) -> Leaves:
     moved = {re.sub(r"^(params|opt_state/\d+/\w+)/params/", r"\1/", path): leaf for path, leaf in leaves.items()}
     assert len(moved) == len(leaves)
     return moved
+
+
+def _with_todays_scales(leaves: Leaves) -> Leaves:
+    """The scales of WeightNorm are plain arrays, without ``value``, in the fixtures; since flax 0.12.9 Variables."""
+    norm = nnx.WeightNorm(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(0))
+    if not isinstance(next(iter(norm.scales.values())), nnx.Variable):
+        return leaves
+    return {f"{path}/value" if "/scales/(" in path and path[-1] == ")" else path: v for path, v in leaves.items()}
 
 
 def test_every_rule_file_has_a_test() -> None:

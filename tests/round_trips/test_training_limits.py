@@ -25,7 +25,7 @@ from tests.building import globs
 
 from . import support
 from .in_memory import alone, both_models, converted, planned, recorded, values_alone
-from .on_disk import known_to_convert, save, saved_linen
+from .on_disk import known_to_convert, save, saved_linen, states_of
 from .optimizers import ADAFACTOR, OPTIMIZERS
 from .reshaped_pairs import GRU, GRU_BIAS, PAIRS, PIECES, RULES, TIED, initial
 from .training import (
@@ -406,6 +406,38 @@ def test_wrong_moments_of_an_optimizer_alone_are_refused() -> None:
     tree = alone(tree_of_linen(new_train_state(arrays, tx)))
     found = "params/Dense_2/kernel: expected float32[4,3] by the model, found float32[4,5] in the checkpoint"
     assert found in planned(tree, "nnx", pair).problems
+
+
+@pytest.mark.parametrize("of_template", ["model and optimizer", "optimizer alone"])
+def test_an_optimizer_alone_with_a_template(of_template: str, tmp_path: Path) -> None:
+    """A whole template tells the names of parameters only; one without a model tells the layout."""
+    pair, tx = PAIRS["loop and list"], optax.adam(1e-2)
+    state, of_nnx = new_train_state(initial(pair), tx), new_nnx(pair, tx)
+    save(tmp_path / "source", {"step": state.step, "opt_state": state.opt_state})
+    whole = of_template == "model and optimizer"
+    save(tmp_path / "template", states_of(of_nnx) if whole else nnx.state(of_nnx.trainer))
+    options = {} if whole else {"nnx_model": pair.nnx}
+    support.convert(tmp_path / "source", tmp_path / "nnx", "nnx", like=tmp_path / "template", **options)
+    target = {"optimizer": nnx.state(of_nnx.trainer)} if whole else nnx.state(of_nnx.trainer)
+    with ocp.StandardCheckpointer() as reader:
+        held = reader.restore(tmp_path / "nnx", target)
+    moments = (held["optimizer"] if whole else held)["opt_state"][0]["mu"]
+    assert sorted("/".join(map(str, path)) for path, _ in nnx.to_flat_state(moments)) == sorted(
+        to_nnx(pair, gradients(initial(pair), 0))
+    )
+
+
+def test_a_linen_template_without_a_model(tmp_path: Path) -> None:
+    """It tells no names, so those of the checkpoint stay, joined as its own model says."""
+    pair, tx = PAIRS["loop and list"], optax.adam(1e-2)
+    state, of_nnx = new_train_state(initial(pair), tx), new_nnx(pair, tx)
+    save(tmp_path / "source", nnx.state(of_nnx.trainer))
+    save(tmp_path / "template", {"step": state.step, "opt_state": state.opt_state})
+    options = {"nnx_model": pair.nnx, "optimizer": tx, "like": tmp_path / "template"}
+    support.convert(tmp_path / "source", tmp_path / "linen", "linen", **options)
+    with ocp.StandardCheckpointer() as reader:
+        held = reader.restore(tmp_path / "linen", {"step": state.step, "opt_state": state.opt_state})
+    assert jax.tree.structure(held["opt_state"]) == jax.tree.structure(state.opt_state)
 
 
 @pytest.mark.parametrize("name", ["names", "scan and list"])

@@ -68,7 +68,9 @@ def pair_by_order(board: Board, evidence: Evidence) -> str:
             for piece in pieces:
                 board.settle(piece)
             return ""
-    return f"pairing by the order of use does not give the same outputs: {objection}" if objection else ""
+    if not tried:
+        return "the order of use tells nothing: the layers that both calls use are not alike, or not equally many"
+    return f"pairing by the order of use does not give the same outputs: {objection}"
 
 
 def _undecided_text(names: Sequence[Name]) -> str:

@@ -117,8 +117,8 @@ def _matched(
         found.refuse(turned, SHAPES_ADVICE)
     if found.problems and evidence is None:
         found.advice.append(MODELS_ADVICE)
-    elif found.problems and objection:
-        found.refuse(objection)
+    elif found.problems and objection:  # why all the others; of a long list only the beginning is printed
+        found.problems.insert(0, (objection, NAMES_ADVICE))
     return board.pieces
 
 

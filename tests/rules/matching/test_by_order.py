@@ -341,6 +341,13 @@ WRONG = {
         lambda: Pair(compact(mlp), Nnx(lambda s, x: 2 * nnx_mlp(s, x), **linear("outer", "inner"))),
         "does not give the same outputs",
     ),
+    "another function of many layers": (
+        lambda: Pair(
+            compact(lambda x: [loop(x), dense(name="a")(x), nn.Dense(5, name="b")(x)]),
+            Nnx(lambda s, x: s.only(x), **linear(*(f"layer{chr(97 + i)}" for i in range(24)), "only")),
+        ),
+        "the order of use",
+    ),
     "a call that fails": (
         lambda: Pair(compact(mlp), Nnx(fails, **linear("outer", "inner"))),
         "the order of use tells nothing: calling the NNX model failed: RuntimeError: no such luck",
