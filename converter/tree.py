@@ -244,10 +244,15 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
 _SUB_BYTE = re.compile(r"u?int[1-7]|float[4-7]_.*")
 
 
+def is_sub_byte(dtype: str) -> bool:
+    """Whether elements of that dtype are smaller than a byte: NumPy and JAX store one to a byte."""
+    return _SUB_BYTE.fullmatch(dtype) is not None
+
+
 def element_bits(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """The bytes of each element, uint8 of shape [size, bytes]: what is compared where every bit counts."""
     flat = np.ascontiguousarray(array).reshape(-1)
-    if _SUB_BYTE.fullmatch(flat.dtype.name):
+    if is_sub_byte(flat.dtype.name):
         # Stored one to a byte, of which the upper bits mean nothing.
         flat = flat.astype(np.float32)
     return flat.view(np.uint8).reshape(flat.size, flat.dtype.itemsize)

@@ -12,9 +12,9 @@ from converter.rules.operations.operation import (
     Operation,
     Specs,
     Unfit,
-    array_module,
     axis_of,
     groups,
+    joined,
     require_arrays,
     shaped,
 )
@@ -70,7 +70,7 @@ class Stack(Harmless):
         made = []
         for group, (first, *_) in zip(*(groups("stack", x, self.count) for x in (values, specs)), strict=True):
             axis = axis_of("stack", self.axis, len(first.shape) + 1)
-            made.append(array_module(group).stack(list(group), axis=axis))
+            made.append(joined("stack", group, axis))
         return made
 
     def inverse(self) -> Operation:
@@ -145,7 +145,7 @@ class Concat(Harmless):
         made = []
         for group, (first, *_) in zip(*(groups("concat", x, self.count) for x in (values, specs)), strict=True):
             axis = axis_of("concat", self.axis, len(first.shape))
-            made.append(array_module(group).concatenate(list(group), axis=axis))
+            made.append(joined("concatenate", group, axis))
         return made
 
     def inverse(self) -> Operation:

@@ -6,11 +6,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from converter.tree import LeafKind, LeafSpec
+from converter.tree import LeafKind, LeafSpec, is_sub_byte
 
 Specs = Sequence[LeafSpec]
 
@@ -118,10 +118,20 @@ def groups(what: str, items: Sequence[Any], count: int) -> list[Sequence[Any]]:
     return [items[start : start + count] for start in range(0, len(items), count)]
 
 
-def array_module(values: Sequence[Any]) -> Any:
-    """NumPy for NumPy arrays, ``jax.numpy`` as soon as one of them is JAX's."""
+def joined(how: Literal["stack", "concatenate"], values: Sequence[Any], axis: int) -> Any:
+    """``numpy.stack`` or ``numpy.concatenate``, bit for bit; a JAX array as soon as one of the values is one.
+
+    XLA joins bfloat16 and float8 on the CPU by way of float32, which turns signalling NaNs into quiet ones (seen with
+    jax 0.10.2): they are joined as integers.
+    """
     if all(isinstance(value, np.ndarray | np.generic) for value in values):
-        return np
+        return getattr(np, how)(list(values), axis=axis)
+    import jax
     import jax.numpy as jnp
 
-    return jnp
+    dtype = values[0].dtype
+    join = getattr(jnp, how)
+    if not jnp.issubdtype(dtype, jnp.floating) or dtype.itemsize > 2 or is_sub_byte(dtype.name):
+        return join(list(values), axis=axis)
+    bits = [jax.lax.bitcast_convert_type(jnp.asarray(value), f"uint{8 * dtype.itemsize}") for value in values]
+    return jax.lax.bitcast_convert_type(join(bits, axis=axis), dtype)

@@ -232,6 +232,19 @@ def test_parts_of_different_lengths(sizes: list[int], axis: int, dtype: str):
     assert_same(concat.inverse().apply(made, concat.specs(specs)), arrays)
 
 
+@pytest.mark.parametrize("jitted", [False, True])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float8_e5m2", "float8_e4m3fn"])
+def test_signalling_nans_of_jax_stay_what_they_are(dtype: str, jitted: bool):
+    """XLA on the CPU joins bfloat16 and float8 by way of float32, which makes quiet NaNs of them."""
+    every = np.arange(2 ** (8 * numpy_dtype(dtype).itemsize))
+    array = every.astype(f"uint{8 * numpy_dtype(dtype).itemsize}").view(numpy_dtype(dtype)).reshape(16, -1)
+    specs = [array_spec(dtype, array.shape)] * 2
+    for operation in (Stack(2, 1), Concat(2, 0)):
+        apply = jax.jit(lambda values, made=operation: made.apply(values, specs)) if jitted else operation.apply
+        made = apply([jnp.asarray(array)] * 2) if jitted else apply([jnp.asarray(array), array], specs)
+        assert_same(made, operation.apply([array, array], specs))
+
+
 def test_typed_keys_are_moved_as_they_are():
     keys = [jax.random.split(jax.random.key(seed), 3) for seed in range(2)]
     specs = [LeafSpec(LeafKind.KEY, KEY, (3,))] * 2
