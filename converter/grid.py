@@ -1,0 +1,275 @@
+"""How an array lies on disk: a grid of chunks, each of them some bytes of a file.
+
+Giving an array another name, another axis of length one or another order of axes often leaves the bytes of its chunks
+as they are. What is done to the grid then says all there is to say, and the bytes can stay where they are.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from converter.stored import Extent
+
+Index = tuple[int, ...]
+"""The place of a chunk in its grid."""
+
+Chunk = Extent | bytes
+"""The bytes of a chunk, or where they are."""
+
+
+class Axis(NamedTuple):
+    """One axis of an array and of its chunks, in elements.
+
+    Attributes:
+      size: length of the array.
+      chunk: length of a chunk; the last chunk may stand out beyond the end of the array.
+      write: length of what one process wrote at a time.
+      inner: length of the parts that a chunk consists of, where it is sharded (zarr 3); 0 where it is not.
+      mesh: the mesh axes that the axis was sharded over, as the metadata have them.
+    """
+
+    size: int
+    chunk: int
+    write: int
+    inner: int = 0
+    mesh: Any = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether one chunk spans the axis."""
+        return self.chunk == self.size or self.size == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """How the elements of a chunk become bytes.
+
+    Attributes:
+      dtype: NumPy's type string (``<f4``), or the name of one of ml_dtypes' types.
+      compression: ``zstd``, ``gzip``, empty for none, ``?`` for anything else.
+      container: ``""`` for bytes alone, ``zarr2`` or ``zarr3`` for chunks whose metadata have to say more.
+      details: those metadata as JSON text, without what the axes say.
+      sharded: a chunk holds parts of its own and an index of them (zarr 3).
+    """
+
+    dtype: str
+    compression: str = ""
+    container: str = ""
+    details: str = ""
+    sharded: bool = False
+
+    @property
+    def is_raw(self) -> bool:
+        """Whether a chunk is just its elements as a little-endian machine holds them."""
+        return not self.compression and not self.sharded and not self.dtype.startswith(">")
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """An array as it lies on disk.
+
+    Attributes:
+      axes: its axes; a typed PRNG key has one more than its spec, the words of its data.
+      order: the axes within a chunk, from the one that runs slowest to the one that runs fastest.
+      encoding: how elements become bytes.
+      chunks: the chunks that are stored; the others hold nothing but the fill value.
+      linkable: the files that hold them are never rewritten in place, so that they may be linked to.
+      origin: what the metadata say beyond that, for a writer of the same format.
+    """
+
+    axes: tuple[Axis, ...]
+    order: tuple[int, ...]
+    encoding: Encoding
+    chunks: Mapping[Index, Chunk]
+    linkable: bool = False
+    origin: Any = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(axis.size for axis in self.axes)
+
+    @property
+    def chunk_shape(self) -> tuple[int, ...]:
+        return tuple(axis.chunk for axis in self.axes)
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """How many chunks there are along each axis."""
+        return tuple(-(-axis.size // axis.chunk) for axis in self.axes)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every chunk is stored."""
+        return len(self.chunks) == math.prod(self.counts)
+
+    @property
+    def is_unsplit(self) -> bool:
+        """Whether one chunk holds the whole array and nothing else."""
+        return all(axis.is_whole for axis in self.axes)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on disk."""
+        return sum(len(chunk) if isinstance(chunk, bytes) else chunk.length for chunk in self.chunks.values())
+
+    def runs(self, *axes: int) -> bool:
+        """Whether within a chunk these axes run in this order, from slow to fast, where it matters."""
+        real = [axis for axis in self.order if self.axes[axis].chunk > 1]
+        return real == [axis for axis in axes if self.axes[axis].chunk > 1]
+
+    @property
+    def is_c_ordered(self) -> bool:
+        return self.runs(*range(len(self.axes)))
+
+    @property
+    def is_f_ordered(self) -> bool:
+        return self.runs(*reversed(range(len(self.axes))))
+
+    def indices(self) -> Iterator[Index]:
+        """All places of the grid, in C order."""
+        return itertools.product(*map(range, self.counts))
+
+
+# What may be done to a grid without touching bytes; None where the bytes would change. ------------------------------
+
+
+def stacked(grids: list[Grid], axis: int) -> Grid | None:
+    """One more axis, along which every grid is one chunk."""
+    first = grids[0]
+    if any(not _alike(grid, first) for grid in grids):
+        return None
+    chunks = {
+        (*index[:axis], number, *index[axis:]): chunk
+        for number, grid in enumerate(grids)
+        for index, chunk in grid.chunks.items()
+    }
+    new = Axis(len(grids), chunk=1, write=1, inner=int(first.encoding.sharded))
+    axes = (*first.axes[:axis], new, *first.axes[axis:])
+    order = (axis, *(each + (each >= axis) for each in first.order))
+    return replace(first, axes=axes, order=order, chunks=chunks)
+
+
+def unstacked(grid: Grid, axis: int) -> list[Grid] | None:
+    """The slices along an axis, where its chunks have length one or can be cut."""
+    fine = _cut(grid, axis, 1)
+    if fine is None or (fine.encoding.sharded and fine.axes[axis].inner != 1):
+        return None
+    axes = (*fine.axes[:axis], *fine.axes[axis + 1 :])
+    order = tuple(each - (each > axis) for each in fine.order if each != axis)
+    parts: list[dict[Index, Chunk]] = [{} for _ in range(fine.axes[axis].size)]
+    for index, chunk in fine.chunks.items():
+        parts[index[axis]][(*index[:axis], *index[axis + 1 :])] = chunk
+    return [replace(fine, axes=axes, order=order, chunks=chunks) for chunks in parts]
+
+
+def concatenated(grids: list[Grid], axis: int) -> Grid | None:
+    """End to end along an axis, where every part but the last is a whole number of equal chunks."""
+    first = grids[0]
+    length = first.axes[axis].chunk
+    if any(not _alike(grid, first, axis) for grid in grids):
+        return None
+    if any(grid.axes[axis].size % length for grid in grids[:-1]):
+        return None
+    chunks: dict[Index, Chunk] = {}
+    start = 0
+    for grid in grids:
+        for index, chunk in grid.chunks.items():
+            chunks[(*index[:axis], index[axis] + start, *index[axis + 1 :])] = chunk
+        start += grid.counts[axis]
+    size = sum(grid.axes[axis].size for grid in grids)
+    return _resized(first, axis, size, first.axes[axis].chunk, chunks)
+
+
+def split(grid: Grid, axis: int, sizes: tuple[int, ...]) -> list[Grid] | None:
+    """The parts along an axis, where they begin and end with a chunk, or chunks can be cut."""
+    length = math.gcd(grid.axes[axis].chunk, *sizes[:-1])
+    fine = _cut(grid, axis, length) if all(sizes) else None
+    if fine is None:
+        return None
+    starts = [start // length for start in itertools.accumulate(sizes, initial=0)]
+    parts: list[dict[Index, Chunk]] = [{} for _ in sizes]
+    owners = [part for part, size in enumerate(sizes) for _ in range(-(-size // length))]
+    for index, chunk in fine.chunks.items():
+        part = owners[index[axis]]
+        parts[part][(*index[:axis], index[axis] - starts[part], *index[axis + 1 :])] = chunk
+    return [_resized(fine, axis, size, length, chunks) for size, chunks in zip(sizes, parts, strict=True)]
+
+
+def reshaped(grid: Grid, shape: tuple[int, ...]) -> Grid | None:
+    """Another shape, where all axes from the first that changes are in one piece."""
+    if shape == grid.shape:
+        return grid
+    same = 0
+    while same < min(len(grid.axes), len(shape)) and grid.axes[same].size == shape[same]:
+        same += 1
+    kept, merged = grid.axes[:same], grid.axes[same:]
+    if grid.encoding.sharded or not grid.is_c_ordered or any(not axis.is_whole for axis in merged):
+        return None
+    axes = (*kept, *(Axis(size, max(size, 1), max(size, 1)) for size in shape[same:]))
+    zeros = (0,) * (len(shape) - same)
+    chunks = {(*index[:same], *zeros): chunk for index, chunk in grid.chunks.items()}
+    return replace(grid, axes=axes, order=tuple(range(len(axes))), chunks=chunks)
+
+
+def transposed(grid: Grid, axes: tuple[int, ...]) -> Grid:
+    """The axes in another order: ``axes[i]`` becomes the i-th. Not every format can say how chunks then lie."""
+    place = {before: after for after, before in enumerate(axes)}
+    return replace(
+        grid,
+        axes=tuple(grid.axes[axis] for axis in axes),
+        order=tuple(place[axis] for axis in grid.order),
+        chunks={tuple(index[axis] for axis in axes): chunk for index, chunk in grid.chunks.items()},
+    )
+
+
+def _alike(grid: Grid, other: Grid, but: int | None = None) -> bool:
+    """Whether chunks of both may stand in one grid; how long the axis ``but`` is does not count."""
+    return (
+        grid.encoding == other.encoding
+        and grid.order == other.order
+        and grid.linkable == other.linkable
+        and len(grid.axes) == len(other.axes)
+        and all(
+            a == b or (i == but and (a.chunk, a.inner) == (b.chunk, b.inner))
+            for i, (a, b) in enumerate(zip(grid.axes, other.axes, strict=True))
+        )
+    )
+
+
+def _cut(grid: Grid, axis: int, length: int) -> Grid | None:
+    """The same array with chunks of a smaller length along an axis, where these are consecutive bytes."""
+    chunk = grid.axes[axis].chunk
+    if chunk == length:
+        return grid
+    slower = grid.order[: grid.order.index(axis)]
+    if not grid.encoding.is_raw or chunk % length or any(grid.axes[each].chunk > 1 for each in slower):
+        return None
+    pieces = chunk // length
+    count = -(-grid.axes[axis].size // length)
+    chunks: dict[Index, Chunk] = {}
+    for index, whole in grid.chunks.items():
+        first = index[axis] * pieces
+        for number in range(min(pieces, count - first)):
+            chunks[(*index[:axis], first + number, *index[axis + 1 :])] = _piece(whole, number, pieces)
+    return _resized(grid, axis, grid.axes[axis].size, length, chunks)
+
+
+def _piece(chunk: Chunk, number: int, pieces: int) -> Chunk:
+    if isinstance(chunk, bytes):
+        length = len(chunk) // pieces
+        return chunk[number * length : (number + 1) * length]
+    length = chunk.length // pieces
+    return Extent(chunk.file, chunk.offset + number * length, length)
+
+
+def _resized(grid: Grid, axis: int, size: int, chunk: int, chunks: Mapping[Index, Chunk]) -> Grid:
+    old = grid.axes[axis]
+    write = old.write if old.chunk == chunk else chunk
+    # Only a multiple of the old size is sure to be one of the number of devices too.
+    mesh = old.mesh if size % max(old.size, 1) == 0 else None
+    new = old._replace(size=size, chunk=chunk, write=max(min(write, size), 1), mesh=mesh)
+    return replace(grid, axes=(*grid.axes[:axis], new, *grid.axes[axis + 1 :]), chunks=chunks)
