@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
-from typing import Unpack
+from typing import TYPE_CHECKING, Literal, Unpack
 
 from converter.dialects import readings, unreadable
 from converter.dialects.dialect import Dialect, Framework
 from converter.errors import UnsupportedCheckpoint, UsageError, VerificationFailed
 from converter.formats import FORMAT_TITLES, FORMATS, destination_format, open_checkpoint
-from converter.formats.checkpoint import Checkpoint, Format, Progress
-from converter.inspection import Inspection, inspect_checkpoint
-from converter.live import live_variables, restore_nnx
-from converter.options import Job, Options, make_job
+from converter.formats.checkpoint import PLAIN, Checkpoint, Format, Progress, Writing, Written
+from converter.options import Job, Options, make_job, read_size
 from converter.planning.plan import Plan
 from converter.planning.planner import make_plan
 from converter.report import Report
 from converter.run import check_destination, write_atomically
+from converter.scratch import DEFAULT_BUDGET, room
 from converter.training_state import Part
-from converter.tree import Tree, format_path
-from converter.verification.outputs import OutputsResult, compare_outputs
+from converter.tree import Path, Tree, format_path
 from converter.verification.structure import compare_structure
 from converter.verification.values import compare_values
+
+if TYPE_CHECKING:
+    from converter.inspection import Inspection
+    from converter.verification.outputs import OutputsResult
 
 
 def _silent(nbytes: int, leaves: int) -> None:
@@ -40,8 +44,12 @@ def inspect(path: str | os.PathLike[str], *, step: int | None = None, item: str 
       UnreadableCheckpoint, UnsupportedCheckpoint: it cannot be read.
       UsageError: no such step or item.
     """
+    from converter.inspection import inspect_checkpoint
+
     return inspect_checkpoint(open_checkpoint(FilePath(path), step=step, item=item))
 
+
+Verify = bool | Literal["full"]
 
 SHOWN_OBJECTIONS = 40
 
@@ -55,41 +63,72 @@ class Conversion:
       format: what the destination is written as.
       job: the evaluated options.
       plan: what will be done; its ``problems`` say what refuses it.
+      tree: what the plan makes; empty where it has problems.
+      writing: what the user wants of the destination.
     """
 
     source: Checkpoint
     format: Format
     job: Job
     plan: Plan
+    tree: Tree
+    writing: Writing = PLAIN
 
     def run(
         self,
         destination: FilePath,
         *,
         force: bool = False,
-        verify: bool = True,
+        verify: Verify = True,
+        memory_budget: int | str = DEFAULT_BUDGET,
         progress: Progress = _silent,
     ) -> Report:
         """Executes the plan; see ``convert`` for the arguments and errors."""
+        budget = read_size(memory_budget)
         check_destination(self.source.path, destination, force)
         self.plan.check()
-        self.plan.check_values()
+        with room(_existing(destination), budget):
+            self.plan.check_values()
         report = Report(str(self.source.path), str(destination), self.plan)
 
-        def check(written: FilePath) -> None:
+        def check(temporary: FilePath, written: Written) -> None:
             nonlocal report
+            report = replace(report, written=written)
             if verify:
-                found = self.format.open(written).tree
-                report = _verified(report, self.plan, self.job, self.source.tree, found, progress)
+                found = self.format.open(temporary)
+                report = _verified(
+                    report, self.plan, self.job, self.source.tree, found, progress, written.digests, verify == "full"
+                )
                 if not report.ok:
                     advice = "Nothing was kept. --no-verify writes the result all the same."
                     raise VerificationFailed(report.text(), report, advice)
 
-        write_atomically(self.plan.tree(), destination, self.format, force=force, check=check, progress=progress)
+        write_atomically(
+            self.tree,
+            destination,
+            self.format,
+            force=force,
+            check=check,
+            progress=progress,
+            writing=self.writing,
+            budget=budget,
+        )
         return report
 
 
-def prepare(src: str | os.PathLike[str], to: Framework, *, to_format: str, **options: Unpack[Options]) -> Conversion:
+def _existing(destination: FilePath) -> FilePath:
+    """The innermost directory above the destination that exists."""
+    return next(parent for parent in FilePath(os.path.abspath(destination)).parents if parent.is_dir())
+
+
+def prepare(
+    src: str | os.PathLike[str],
+    to: Framework,
+    *,
+    to_format: str,
+    writing: Writing = PLAIN,
+    **options: Unpack[Options],
+) -> Conversion:
     """Opens a checkpoint and plans its conversion; see ``plan`` for the errors."""
     format = FORMATS[to_format]
     source = open_checkpoint(FilePath(src), step=options.get("step"), item=options.get("item"))
@@ -100,14 +139,16 @@ def prepare(src: str | os.PathLike[str], to: Framework, *, to_format: str, **opt
         note = f"only the item {source.item} is converted, not {', '.join(others)} (--item chooses)"
         made = replace(made, notes=(*made.notes, note))
     made = replace(made, path=str(src))
+    tree = Tree() if made.problems else made.tree()
     if not made.problems:
-        _require_storable(made, format)
-    return Conversion(source, format, job, made)
+        _require_storable(made, tree, format)
+        made = replace(made, strategies=format.strategies(tree, writing))
+    return Conversion(source, format, job, made, tree, writing)
 
 
-def _require_storable(made: Plan, format: Format) -> None:
+def _require_storable(made: Plan, tree: Tree, format: Format) -> None:
     """Refuses leaves that the format has no form for, by the names they have in the source."""
-    objections = format.objections(made.tree())
+    objections = format.objections(tree)
     if not objections:
         return
     held = {step.target: step.sources[0].source if step.sources else step.target for step in made.steps}
@@ -122,15 +163,25 @@ def _require_storable(made: Plan, format: Format) -> None:
     )
 
 
-def plan(src: str | os.PathLike[str], to: Framework, *, to_format: str = "orbax", **options: Unpack[Options]) -> Plan:
+def plan(
+    src: str | os.PathLike[str],
+    to: Framework,
+    *,
+    to_format: str = "orbax",
+    copy: bool = False,
+    compress: bool = False,
+    **options: Unpack[Options],
+) -> Plan:
     """Plans a conversion without reading an array; ``Plan.problems`` says what would refuse it.
+
+    ``copy`` and ``compress`` are those of ``convert``; ``Plan.strategies`` says how bytes would get to the destination.
 
     Raises:
       UnreadableCheckpoint, UnsupportedCheckpoint: the source cannot be read, or the format cannot hold a leaf.
       UsageError: the source belongs to ``to`` already, or the options do not fit together.
       ModelError: a model cannot be evaluated.
     """
-    return prepare(src, to, to_format=to_format, **options).plan
+    return prepare(src, to, to_format=to_format, writing=Writing(copy, compress), **options).plan
 
 
 def convert(
@@ -140,7 +191,10 @@ def convert(
     *,
     to_format: str | None = None,
     force: bool = False,
-    verify: bool = True,
+    verify: Verify = True,
+    copy: bool = False,
+    compress: bool = False,
+    memory_budget: int | str = DEFAULT_BUDGET,
     progress: Progress = _silent,
     **options: Unpack[Options],
 ) -> Report:
@@ -153,6 +207,12 @@ def convert(
       to_format: ``orbax`` or ``msgpack``; by default what the suffix of ``dst`` stands for.
       force: replace an existing ``dst``.
       verify: read the result again and compare it bit for bit; with two models and inputs, compare outputs too.
+        ``"full"`` reads it with Orbax's or Flax's own reader, which takes the whole checkpoint into memory.
+      copy: share no bytes with ``src``. Without it an Orbax destination names the bytes of an Orbax source through hard
+        links, where the file system has them: Orbax never changes such files.
+      compress: compress arrays of an Orbax destination as Orbax does, except those that stay as they are in an Orbax
+        source.
+      memory_budget: bytes, or a text such as ``"512MiB"``, that arrays may take in memory at a time.
       progress: called with (bytes, leaves) as work is done.
 
     Raises:
@@ -164,20 +224,24 @@ def convert(
     """
     destination = FilePath(dst)
     check_destination(FilePath(src), destination, force)
-    conversion = prepare(src, to, to_format=destination_format(destination, to_format), **options)
-    return conversion.run(destination, force=force, verify=verify, progress=progress)
+    to_format, writing = destination_format(destination, to_format), Writing(copy, compress)
+    conversion = prepare(src, to, to_format=to_format, writing=writing, **options)
+    return conversion.run(destination, force=force, verify=verify, memory_budget=memory_budget, progress=progress)
 
 
 def verify(
     src: str | os.PathLike[str],
     dst: str | os.PathLike[str],
     *,
+    full: bool = False,
+    memory_budget: int | str = DEFAULT_BUDGET,
     progress: Progress = _silent,
     **options: Unpack[Options],
 ) -> Report:
     """Checks that ``dst`` is what converting ``src`` gives, in the layout that ``dst`` has: structure, values, outputs.
 
-    The options have to be those of the conversion (what was dropped, the models).
+    The options have to be those of the conversion (what was dropped, the models). ``full`` and ``memory_budget`` are as
+    for ``convert``.
 
     Raises:
       as ``plan``; also ``UsageError`` where both checkpoints belong to the same framework.
@@ -189,8 +253,9 @@ def verify(
     # Whichever random state the destination holds, the source has nothing to say about it.
     made = replace(make_plan(source.tree, replace(job.request, fill_random_state=False)), path=str(src))
     made.check()
-    made.check_values()
-    return _verified(Report(str(src), str(dst), made), made, job, source.tree, destination.tree, progress)
+    with room(FilePath(tempfile.gettempdir()), read_size(memory_budget)):
+        made.check_values()
+        return _verified(Report(str(src), str(dst), made), made, job, source.tree, destination, progress, {}, full)
 
 
 def _opposite(source: Checkpoint, destination: Checkpoint) -> Dialect:
@@ -208,10 +273,25 @@ def _opposite(source: Checkpoint, destination: Checkpoint) -> Dialect:
     )
 
 
-def _verified(report: Report, made: Plan, job: Job, source: Tree, destination: Tree, progress: Progress) -> Report:
+def _verified(
+    report: Report,
+    made: Plan,
+    job: Job,
+    source: Tree,
+    found: Checkpoint,
+    progress: Progress,
+    digests: Mapping[Path, int],
+    full: bool,
+) -> Report:
     """The report with all checks that can be made."""
+    destination = found.tree
     structure = compare_structure(made.steps, destination)
-    values = compare_values(made.steps, destination, progress)
+    if full:
+        from converter.verification.libraries import compare_with_library
+
+        values = compare_with_library(made.steps, found.location, found.format, progress)
+    else:
+        values = compare_values(made.steps, destination, progress, digests)
     report = replace(report, structure=structure, values=values)
     if not report.ok or job.request.nnx_model is None or job.request.linen_model is None:
         return report
@@ -222,6 +302,9 @@ def _verified(report: Report, made: Plan, job: Job, source: Tree, destination: T
 
 def _outputs(made: Plan, job: Job, source: Tree, destination: Tree) -> OutputsResult:
     """Runs both models, each with the variables of its own checkpoint as it is on disk."""
+    from converter.live import live_variables, restore_nnx
+    from converter.verification.outputs import compare_outputs
+
     linen, nnx = job.request.linen_model, job.request.nnx_model
     assert linen is not None and nnx is not None and job.inputs is not None
     sides = {made.source.framework: made.source.lift(source), made.target.framework: made.target.lift(destination)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import gc
 import inspect
 from collections.abc import Collection
 from pathlib import Path as FilePath
@@ -32,6 +33,11 @@ app = typer.Typer(
 class ToFormat(enum.StrEnum):
     orbax = "orbax"
     msgpack = "msgpack"
+
+
+class Verification(enum.StrEnum):
+    quick = "quick"
+    full = "full"
 
 
 class LinenStyle(enum.StrEnum):
@@ -132,6 +138,22 @@ NnxBundleOption = Annotated[
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan; read no array and write nothing.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace DST if it exists.")]
+Copy = Annotated[bool, typer.Option("--copy", help="Share no bytes with SRC on disk, even where links are possible.")]
+Compress = Annotated[
+    bool,
+    typer.Option(
+        "--compress",
+        help="Compress arrays in an Orbax DST as Orbax does, save those that stay as they are in an Orbax SRC.",
+    ),
+]
+MemoryBudget = Annotated[
+    str, typer.Option(metavar="SIZE", help="Memory that arrays may take at a time; larger ones go through files.")
+]
+VerifyOption = Annotated[
+    Verification,
+    typer.Option(help="How to read DST again: cheaply, or in full with Orbax's or Flax's own reader (all in memory)."),
+]
+Full = Annotated[bool, typer.Option("--full", help="Read DST with Orbax's or Flax's own reader (all in memory).")]
 NoVerify = Annotated[bool, typer.Option("--no-verify", help="Do not read the result again to compare it.")]
 
 
@@ -179,6 +201,10 @@ def _conversion(to: Framework, without: Collection[str]) -> Any:
         allow_lossy: AllowLossy = False,
         dry_run: DryRun = False,
         force: Force = False,
+        copy: Copy = False,
+        compress: Compress = False,
+        memory_budget: MemoryBudget = "512MiB",
+        verify: VerifyOption = Verification.quick,
         no_verify: NoVerify = False,
         as_json: Json = False,
         quiet: Quiet = False,
@@ -187,14 +213,18 @@ def _conversion(to: Framework, without: Collection[str]) -> Any:
     ) -> None:
         from converter import api
         from converter.formats import destination_format
+        from converter.formats.checkpoint import Writing
+        from converter.options import read_size
         from converter.run import check_destination
 
+        budget = read_size(memory_budget)
         if not dry_run:
             check_destination(src, dst, force)
         conversion = api.prepare(
             src,
             to,
             to_format=destination_format(dst, to_format),
+            writing=Writing(copy, compress),
             linen_style=linen_style.value if linen_style else None,
             nnx_style=nnx_style.value if nnx_style else None,
             nnx_bundle=nnx_bundle.value if nnx_bundle else None,
@@ -209,7 +239,8 @@ def _conversion(to: Framework, without: Collection[str]) -> Any:
             console.show(conversion.plan, as_json=as_json, quiet=quiet)
             return
         with console.progress(conversion.plan, verify=not no_verify, shown=not (quiet or as_json)) as progress:
-            report = conversion.run(dst, force=force, verify=not no_verify, progress=progress)
+            checked: api.Verify = not no_verify and ("full" if verify is Verification.full else True)
+            report = conversion.run(dst, force=force, verify=checked, memory_budget=budget, progress=progress)
             console.ignore_signals()
         console.show(report, as_json=as_json, quiet=quiet, verbose=verbose)
 
@@ -248,6 +279,8 @@ def verify(
     like: Like = None,
     rules: Rules = None,
     allow_lossy: AllowLossy = False,
+    full: Full = False,
+    memory_budget: MemoryBudget = "512MiB",
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -265,6 +298,8 @@ def verify(
         **_shared(params_only, step, item, drop, keep, collection, rules, allow_lossy),
         **_models(nnx_model, linen_model, optimizer, input_specs, inputs, linen_kwargs, nnx_kwargs),
         like=like,
+        full=full,
+        memory_budget=memory_budget,
     )
     console.show(report, as_json=as_json, quiet=quiet, verbose=verbose)
     if not report.ok:
@@ -359,6 +394,8 @@ def _models(
 
 def main() -> None:
     """The console script."""
+    # A plan of 50,000 leaves is a million objects without a circle among them, which need not be looked at every time.
+    gc.set_threshold(200_000, 20, 20)
     console.prepare_streams()
     console.install_signal_handlers()
     app()

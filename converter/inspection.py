@@ -11,7 +11,7 @@ from converter.dialects.dialect import FRAMEWORK_NAMES, Dialect
 from converter.dialects.nnx import NnxLayout
 from converter.folding import fold
 from converter.formats.checkpoint import Checkpoint
-from converter.report import count, size_text
+from converter.planning.wording import count, size_text
 from converter.rules.variable_types import assign_collections
 from converter.training_state import PARAMS, Part
 from converter.tree import LeafKind, format_path

@@ -5,7 +5,7 @@ The arrays are handed through as they are; under ``jax.jit`` they may be tracers
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from converter.dialects.dialect import Lifted
@@ -131,18 +131,23 @@ def restore_nnx(held: TrainingState, model: Model) -> nnx.Module:
     own_paths = {variable.path: variable for variable in model.variables}
     random_paths = {variable.path: variable for variable in model.variables if variable.is_random_state}
 
-    def restored(path: Path, own: Any) -> Any:
+    def reader(path: Path, own: Any) -> Callable[[], Any]:
         if path in stored:
-            return live_value(stored[path].leaf)
+            return lambda: live_value(stored[path].leaf)
         if path in random_paths:
-            return _typed(random_paths[path].spec, initial.reader(random_paths[path])())
-        return initial.reader(own_paths[path])() if isinstance(own, jax.ShapeDtypeStruct) else own
+            read = initial.reader(random_paths[path])
+            return lambda: _typed(random_paths[path].spec, read())
+        return initial.reader(own_paths[path]) if isinstance(own, jax.ShapeDtypeStruct) else lambda: own
 
+    # All readers before the first value: what the model itself gives is then computed once.
+    leaves = nnx.to_flat_state(state)
+    readers = [
+        [reader(state_path(keys) + inside, own) for inside, own in array_leaves(raw_value(leaf))]
+        for keys, leaf in leaves
+    ]
     flat = []
-    for keys, leaf in nnx.to_flat_state(state):
-        own = raw_value(leaf)
-        values = [restored(state_path(keys) + inside, value) for inside, value in array_leaves(own)]
-        value = jax.tree.unflatten(jax.tree.structure(own), values)
+    for (keys, leaf), of_leaf in zip(leaves, readers, strict=True):
+        value = jax.tree.unflatten(jax.tree.structure(raw_value(leaf)), [read() for read in of_leaf])
         flat.append((keys, leaf.replace(value) if isinstance(leaf, nnx.Variable) else value))
     return nnx.merge(graph, nnx.from_flat_state(flat))
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from converter import user_code
 from converter.dialects.dialect import Dialect, Framework
@@ -14,11 +15,12 @@ from converter.models import Model, nnx_model_from_factory
 from converter.models import linen_model as describe_linen
 from converter.models import nnx_model as describe_nnx
 from converter.planning.request import LinenStyle, NnxBundle, NnxStyle, Request
-from converter.proof import evidence
-from converter.rules.language.rule_file import read_rules
-from converter.template import Template, read_template
 from converter.tree import LeafKind, LeafSpec, PathGlob, parse_array_spec
-from converter.verification.outputs import random_inputs
+
+if TYPE_CHECKING:
+    from converter.rules.language.rule_set import RuleSet
+    from converter.rules.matching.evidence import Evidence
+    from converter.template import Template
 
 
 class Options(TypedDict, total=False):
@@ -96,7 +98,7 @@ def make_job(to: Framework, options: Options, *, to_format: str, target: Dialect
     linen_kwargs, nnx_kwargs = dict(options.get("linen_kwargs") or {}), dict(options.get("nnx_kwargs") or {})
     nnx_model = read_nnx_model(options.get("nnx_model"))
     linen_model = read_linen_model(options.get("linen_model"), inputs, linen_kwargs)
-    template = read_template(options.get("like"), to)
+    template = _read_template(options.get("like"), to)
     rules = options.get("rules")
     nnx_style = options.get("nnx_style") or ("pure" if to_format == "msgpack" else "state")
     request = Request(
@@ -111,14 +113,45 @@ def make_job(to: Framework, options: Options, *, to_format: str, target: Dialect
         nnx_model=nnx_model,
         linen_model=linen_model,
         template=template.model if template else None,
-        evidence=evidence(linen_model, nnx_model, inputs, linen_kwargs, nnx_kwargs),
-        rules=None if rules is None else read_rules(rules),
+        evidence=_evidence(linen_model, nnx_model, inputs, linen_kwargs, nnx_kwargs),
+        rules=None if rules is None else _read_rules(rules),
         allow_lossy=options.get("allow_lossy", False),
         optimizer=_read_optimizer(options.get("optimizer")),
         fill_random_state=to_format != "msgpack",
         target=target or _template_layout(template, options),
     )
     return Job(request, inputs, linen_kwargs, nnx_kwargs)
+
+
+# Each of these rooms is loaded only where its option is given: loading them takes longer than renaming a checkpoint.
+
+
+def _read_template(given: Any, to: Framework) -> Template | None:
+    if given is None:
+        return None
+    from converter.template import read_template
+
+    return read_template(given, to)
+
+
+def _read_rules(given: Any) -> RuleSet:
+    from converter.rules.language.rule_file import read_rules
+
+    return read_rules(given)
+
+
+def _evidence(
+    linen: Model | None,
+    nnx: Model | None,
+    inputs: tuple[Any, ...] | None,
+    linen_kwargs: Mapping[str, Any],
+    nnx_kwargs: Mapping[str, Any],
+) -> Evidence | None:
+    if linen is None and nnx is None:
+        return None
+    from converter.proof import evidence
+
+    return evidence(linen, nnx, inputs, linen_kwargs, nnx_kwargs)
 
 
 def _template_layout(template: Template | None, options: Options) -> Dialect | None:
@@ -183,6 +216,8 @@ def read_inputs(given: Any) -> tuple[Any, ...] | None:
         given = user_code.load(given)
     if callable(given):
         given = user_code.call(f"making the inputs {getattr(given, '__name__', given)}", given)
+    from converter.verification.outputs import random_inputs
+
     values = list(given) if isinstance(given, list | tuple) else [given]
     specs = {position: spec for position, value in enumerate(values) if (spec := _as_spec(value)) is not None}
     made = dict(zip(specs, random_inputs(list(specs.values())), strict=True))
@@ -219,3 +254,25 @@ def _read_optimizer(given: Any) -> Any:
 
 def _is_optimizer(given: Any) -> bool:
     return hasattr(given, "init") and hasattr(given, "update")
+
+
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?)b?|b)?\s*", re.IGNORECASE)
+
+
+def read_size(given: int | str) -> int:
+    """Bytes from a number or a text such as ``512MiB``, ``2 GB`` or ``1.5g``.
+
+    Raises:
+      UsageError: no such text, or less than 1 MiB.
+    """
+    match = _SIZE.fullmatch(str(given))
+    size = 0
+    if match is not None:
+        base = 1000 if match[2] and match[0].strip().lower().endswith("b") and not match[3] else 1024
+        size = int(float(match[1]) * base ** (" kmgt".index(match[2].lower()) if match[2] else 0))
+    if size < 1 << 20:
+        raise UsageError(
+            f"cannot use {str(given)!r} as a memory budget: expected a size of at least 1 MiB",
+            "Write a number of bytes or a size such as 512MiB.",
+        )
+    return size

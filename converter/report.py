@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from converter.folding import fold
+from converter.formats.checkpoint import Written
 from converter.planning.plan import Plan, filling
-from converter.planning.wording import demand
+from converter.planning.wording import count, demand, size_text
 from converter.rules.operations import CastCounter
 from converter.tree import LeafKind
-from converter.verification.outputs import OutputsResult
 from converter.verification.structure import Difference, StructureResult
-from converter.verification.values import ValuesResult
+from converter.verification.values import Proof, ValuesResult
+
+if TYPE_CHECKING:
+    from converter.verification.outputs import OutputsResult
 
 SHOWN_DIFFERENCES = 20
+
+_WORTH_SAYING = 1 << 20
+"""Bytes from which on people may care where they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +35,7 @@ class Report:
       structure: paths, shapes and dtypes of the destination against the plan; None if not checked.
       values: bits of the destination against the source; None if not checked.
       outputs: outputs of both models; None where no two models were given.
+      written: what writing the destination came to; None where nothing was written.
     """
 
     source: str
@@ -37,6 +44,7 @@ class Report:
     structure: StructureResult | None = None
     values: ValuesResult | None = None
     outputs: OutputsResult | None = None
+    written: Written | None = None
 
     @property
     def ok(self) -> bool:
@@ -53,6 +61,7 @@ class Report:
         lines = [f"{self.source} → {self.destination}"]
         if self.plan is not None:
             lines += [self.plan.text(), ""] if verbose else self._summary(self.plan)
+        lines += self._shared()
         lines += self._checks()
         return "\n".join(lines)
 
@@ -65,6 +74,14 @@ class Report:
         checked = fold(((f"  checked    {t.names}", demand(t.operation)) for t in plan.conditions), plain=(1,))
         notes = fold((f"  note       {note}",) for note in plan.notes)
         return lines + self._operations(plan) + dropped + filled + checked + notes
+
+    def _shared(self) -> list[str]:
+        """What the destination has in common with the source on disk, where it is worth knowing."""
+        if self.written is None or self.written.linked < _WORTH_SAYING:
+            return []
+        line = f"  bytes      {size_text(self.written.linked)} shared with the source on disk (--copy makes a copy)"
+        unused = self.written.unused
+        return [line + (f"; {size_text(unused)} beside them stay on disk too" if unused >= _WORTH_SAYING else "")]
 
     def _operations(self, plan: Plan) -> list[str]:
         """What was done to arrays beyond giving them other names, and how many leaves were made by it."""
@@ -81,8 +98,7 @@ class Report:
             if not self.structure.ok:
                 lines.append("             (verify takes the options of the conversion: models, --rules, --drop …)")
         if self.values is not None:
-            leaves = f"{count(self.values.leaves, 'leaf', 'leaves')} read again, {size_text(self.values.nbytes)}"
-            lines += _verdict("values", self.values.ok, f"{leaves}, bit for bit", self.values.differences)
+            lines += _verdict("values", self.values.ok, _compared(self.values), self.values.differences)
         if self.outputs is not None:
             lines += self._outputs(self.outputs)
         if not self.verified:
@@ -103,9 +119,23 @@ class Report:
             "verified": self.verified,
             "source": self.source,
             "destination": self.destination,
+            "written": None if self.written is None else self.written.to_json(),
             "plan": self.plan.to_json() if self.plan is not None else None,
             **{name: check.to_json() if check is not None else None for name, check in checks.items()},
         }
+
+
+def _compared(values: ValuesResult) -> str:
+    """How many leaves were compared, and how."""
+    leaves, size = count(values.leaves, "leaf", "leaves"), size_text(values.nbytes)
+    by = f" by {values.reader}" if values.reader else ""
+    same, same_bytes = values.proofs.get(Proof.REFERENCE, (0, 0))
+    if not same:
+        return f"{leaves} read again{by}, {size}, bit for bit"
+    others = "" if same == values.leaves else ", the others were read again"
+    return (
+        f"{leaves}, {size}, bit for bit: {same:,} ({size_text(same_bytes)}) are the source's own bytes on disk{others}"
+    )
 
 
 def _verdict(name: str, ok: bool, done: str, differences: tuple[Difference, ...]) -> list[str]:
@@ -115,17 +145,3 @@ def _verdict(name: str, ok: bool, done: str, differences: tuple[Difference, ...]
     if len(rows) > SHOWN_DIFFERENCES:
         lines.append(f"             … and {len(rows) - SHOWN_DIFFERENCES} more (--json lists all)")
     return lines
-
-
-def count(number: int, one: str, many: str) -> str:
-    return f"{number:,} {one if number == 1 else many}"
-
-
-def size_text(nbytes: int) -> str:
-    """Bytes for people, in powers of 1024: ``1.5 MiB``."""
-    size = float(nbytes)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"

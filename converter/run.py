@@ -6,11 +6,14 @@ import contextlib
 import os
 import secrets
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path as FilePath
 
+from converter import scratch
 from converter.errors import DestinationError
-from converter.formats.checkpoint import Format, Progress, undisturbed
+from converter.formats.checkpoint import PLAIN, Format, Progress, Writing, Written, undisturbed
+from converter.formats.chunks import forget_files
 from converter.tree import Tree
 
 
@@ -52,13 +55,18 @@ def write_atomically(
     format: Format,
     *,
     force: bool,
-    check: Callable[[FilePath], None],
+    check: Callable[[FilePath, Written], None],
     progress: Progress,
-) -> None:
+    writing: Writing = PLAIN,
+    budget: int = scratch.DEFAULT_BUDGET,
+) -> Written:
     """Writes beside the destination, lets ``check`` look at the result, and only then gives it its name.
 
     Args:
-      check: called with the path of the complete but unpublished checkpoint; what it raises prevents the publication.
+      check: called with the path of the complete but unpublished checkpoint and with what its writing came to; what it
+        raises prevents the publication.
+      writing: what the user wants of the destination.
+      budget: bytes of memory that arrays may take meanwhile; larger ones lie in files beside the destination.
 
     Raises:
       DestinationError: the file system refused, or the destination appeared meanwhile.
@@ -67,16 +75,21 @@ def write_atomically(
     # The name says whose it is after a power failure; it does not grow with the destination's.
     temporary = destination.with_name(f".flax-convert-unfinished-{secrets.token_hex(4)}")
     try:
-        with _naming(temporary, destination):
-            format.write(tree, temporary, progress, final=destination)
-        check(temporary)
+        with scratch.room(destination.parent, budget):
+            with _naming(temporary, destination):
+                written = format.write(tree, temporary, progress, final=destination, writing=writing)
+            with _reaching_the_disk(temporary, destination):
+                check(temporary, written)
+        forget_files()
         with undisturbed():
             _publish(temporary, destination, force)
     except BaseException:
         with undisturbed():
+            forget_files()
             remove(temporary)
             _remove_empty(created)
         raise
+    return written
 
 
 def _make_parents(destination: FilePath) -> list[FilePath]:
@@ -112,12 +125,54 @@ def _naming(temporary: FilePath, destination: FilePath) -> Iterator[None]:
         raise
 
 
+@contextlib.contextmanager
+def _reaching_the_disk(temporary: FilePath, destination: FilePath) -> Iterator[None]:
+    """Brings what was written to the disk in the meantime, so that a power failure after the publication loses nothing.
+
+    Raises:
+      DestinationError: the disk refused.
+    """
+    failed: list[OSError] = []
+
+    def work() -> None:
+        try:
+            _sync(temporary)
+        except OSError as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=work, name="flax-convert-sync", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+    if failed:
+        raise DestinationError(f"{destination} cannot be written: {failed[0].strerror}", _ELSEWHERE) from failed[0]
+
+
+def _sync(path: FilePath) -> None:
+    """Flushes a file, or all files of a directory that are its own, and the directories."""
+    if path.is_dir():
+        for child in path.iterdir():
+            _sync(child)
+    elif path.stat().st_nlink > 1:  # a link to what has been on the disk for long
+        return
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
 def _publish(temporary: FilePath, destination: FilePath, force: bool) -> None:
     replaced = destination.with_name(f".flax-convert-replaced-{secrets.token_hex(4)}")
     try:
         if os.path.lexists(destination):
             if not force:
                 raise DestinationError(f"{destination} appeared meanwhile", "Choose another name, or use --force.")
+            if _exchange(temporary, destination):
+                remove(temporary)
+                return
             os.rename(destination, replaced)
         os.rename(temporary, destination)
     except OSError as error:
@@ -125,6 +180,18 @@ def _publish(temporary: FilePath, destination: FilePath, force: bool) -> None:
             os.rename(replaced, destination)
         raise DestinationError(f"{destination} cannot be written: {error.strerror}", _ELSEWHERE) from error
     remove(replaced)
+
+
+def _exchange(one: FilePath, other: FilePath) -> bool:
+    """Swaps two names at once, so that neither of them is missing at any time; false where the system cannot."""
+    import ctypes
+
+    try:
+        swap = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
+    return bool(swap(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
 
 
 def remove(path: FilePath) -> None:

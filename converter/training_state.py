@@ -8,8 +8,8 @@ the names inside slots; neither needs to know the other.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import ItemsView, Iterator, Mapping
+from dataclasses import dataclass
 
 from converter.tree import Leaf, Path, format_path
 
@@ -25,6 +25,8 @@ RNG_COLLECTIONS = ("RngKey", "RngCount")
 
 class Part(enum.Enum):
     """The four parts of a training state."""
+
+    __hash__ = object.__hash__  # slots are hashed by the ten thousand, and that of Enum is written in Python
 
     VARIABLES = "variables"
     OPT_STATE = "opt_state"
@@ -67,7 +69,7 @@ class Slot:
         return self.part is not Part.VARIABLES and bool(self.path)
 
     def renamed(self, collection: str, path: Path) -> Slot:
-        return replace(self, collection=collection, path=path)
+        return Slot(self.part, collection, path, self.prefix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,9 @@ class TrainingState(Mapping[Slot, Held]):
 
     def __len__(self) -> int:
         return len(self._leaves)
+
+    def items(self) -> ItemsView[Slot, Held]:
+        return self._leaves.items()
 
     def has(self, part: Part) -> bool:
         return any(slot.part is part for slot in self)

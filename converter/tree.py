@@ -16,13 +16,15 @@ import functools
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, ValuesView
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from converter.errors import UnsupportedCheckpoint, UsageError
+from converter.grid import Grid
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Key = str
 
@@ -59,6 +61,7 @@ def format_path(path: Path) -> str:
     return "/".join(_quote(key) for key in path)
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def _quote(key: Key) -> str:
     plain = key and "/" not in key and not key.startswith('"') and key.isprintable() and key == key.strip()
     return str(key) if plain else json.dumps(str(key))
@@ -147,6 +150,8 @@ def _glob(pattern: tuple[re.Pattern[str] | None, ...], path: Path) -> bool:
 class LeafKind(enum.Enum):
     """What a leaf is, apart from its dtype and shape."""
 
+    __hash__ = object.__hash__  # specs are hashed by the ten thousand, and that of Enum is written in Python
+
     ARRAY = "array"
     NUMPY_SCALAR = "numpy scalar"
     """A 0-d value that a msgpack file stores as a NumPy scalar rather than as an array."""
@@ -203,7 +208,7 @@ class LeafSpec:
     def nbytes(self) -> int:
         """Bytes of the array in memory (NumPy's item size, so one byte for an int4); 0 for everything else."""
         if self.kind in (LeafKind.ARRAY, LeafKind.NUMPY_SCALAR):
-            return self.size * numpy_dtype(self.dtype).itemsize
+            return self.size * item_size(self.dtype)
         return self.size * 4 * KEY_WORDS.get(self.dtype, 2) if self.kind is LeafKind.KEY else 0
 
 
@@ -219,6 +224,32 @@ def empty_spec(container: str) -> LeafSpec:
     return LeafSpec(LeafKind.EMPTY, container)
 
 
+_COMMON = re.compile(
+    r"(?:bool|u?int4|float8_(?:e4m3(?:fn|fnuz|b11fnuz)|e5m2|e5m2fnuz))|(?:u?int|float|complex|bfloat)(8|16|32|64|128)"
+)
+_NOT_AMONG_THEM = frozenset({"float8", "float128", "int128", "uint128", "complex8", "complex16", "complex32"})
+
+
+def is_common_dtype(name: str) -> bool:
+    """Whether the name is one of a dtype that NumPy and ml_dtypes have in every version, found without loading them."""
+    return (
+        _COMMON.fullmatch(name) is not None
+        and name not in _NOT_AMONG_THEM
+        and (not name.startswith("bfloat") or name == "bfloat16")
+    )
+
+
+@functools.cache
+def item_size(name: str) -> int:
+    """Bytes of one element in memory.
+
+    Raises:
+      UnsupportedCheckpoint: no such dtype.
+    """
+    match = _COMMON.fullmatch(name) if is_common_dtype(name) else None
+    return int(match[1] or 8) // 8 if match is not None else numpy_dtype(name).itemsize
+
+
 @functools.cache
 def numpy_dtype(name: str) -> np.dtype[Any]:
     """The dtype of that name, including bfloat16, float8_*, int4 and the other types of ml_dtypes.
@@ -227,6 +258,7 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
       UnsupportedCheckpoint: no such dtype.
     """
     import ml_dtypes  # registers its types with NumPy
+    import numpy as np
 
     try:
         dtype = np.dtype(name)
@@ -251,6 +283,8 @@ def is_sub_byte(dtype: str) -> bool:
 
 def element_bits(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """The bytes of each element, uint8 of shape [size, bytes]: what is compared where every bit counts."""
+    import numpy as np
+
     flat = np.ascontiguousarray(array).reshape(-1)
     if is_sub_byte(flat.dtype.name):
         # Stored one to a byte, of which the upper bits mean nothing.
@@ -271,10 +305,14 @@ def parse_array_spec(text: str) -> LeafSpec:
     if match is None:
         raise UsageError(f"cannot read the array {text!r}", "Write dtype and shape as in float32[8,128] or int32[].")
     try:
-        dtype = numpy_dtype(match["dtype"]).name
+        dtype = match["dtype"] if is_common_dtype(match["dtype"]) else numpy_dtype(match["dtype"]).name
     except UnsupportedCheckpoint as error:
         raise UsageError(f"cannot read the array {text!r}: {error.message}", "Use a dtype such as float32.") from None
     return array_spec(dtype, (int(n) for n in match["shape"].split(",") if n.strip()))
+
+
+def _nowhere() -> None:
+    """The grid of a leaf that lies nowhere on disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,6 +326,8 @@ class Leaf:
 
     spec: LeafSpec
     fetch: Callable[[], Any]
+    grid: Callable[[], Grid | None] = _nowhere
+    """How the array lies on disk, where it does and somebody can use that. A PRNG key's has an axis for its words."""
 
 
 class Tree(Mapping[Path, Leaf]):
@@ -299,14 +339,16 @@ class Tree(Mapping[Path, Leaf]):
 
     def __init__(self, leaves: Iterable[tuple[Path, Leaf]] = ()) -> None:
         self._leaves: dict[Path, Leaf] = {}
+        self._children: dict[Path, dict[Key, None]] | None = None
         for path, leaf in leaves:
             if path in self._leaves:
                 raise UnsupportedCheckpoint(f"{format_path(path)} stands twice in the checkpoint")
             self._leaves[path] = leaf
-        for path in self._leaves:
-            for depth in range(len(path)):
-                if path[:depth] in self._leaves:
-                    raise UnsupportedCheckpoint(f"{format_path(path)} lies below the leaf {format_path(path[:depth])}")
+        above = _above(self._leaves)
+        if not above.isdisjoint(self._leaves):
+            upper = next(path for path in self._leaves if path in above)
+            lower = next(path for path in self._leaves if len(path) > len(upper) and path[: len(upper)] == upper)
+            raise UnsupportedCheckpoint(f"{format_path(lower)} lies below the leaf {format_path(upper)}")
 
     def __getitem__(self, path: Path) -> Leaf:
         return self._leaves[path]
@@ -316,6 +358,12 @@ class Tree(Mapping[Path, Leaf]):
 
     def __len__(self) -> int:
         return len(self._leaves)
+
+    def items(self) -> ItemsView[Path, Leaf]:
+        return self._leaves.items()
+
+    def values(self) -> ValuesView[Leaf]:
+        return self._leaves.values()
 
     def __repr__(self) -> str:
         return f"Tree({len(self)} leaves)"
@@ -327,8 +375,21 @@ class Tree(Mapping[Path, Leaf]):
 
     def children(self, *prefix: Key) -> dict[Key, None]:
         """The keys directly below ``prefix``, in order (as the keys of a dict)."""
-        depth = len(prefix)
-        return {path[depth]: None for path in self if len(path) > depth and path[:depth] == prefix}
+        if self._children is None:
+            self._children = {}
+            for path in self._leaves:
+                for depth in range(len(path)):
+                    self._children.setdefault(path[:depth], {}).setdefault(path[depth])
+        return dict(self._children.get(prefix, {}))
+
+
+def _above(paths: Iterable[Path]) -> set[Path]:
+    """The paths of all containers above the given ones."""
+    found: set[Path] = set()
+    for path in paths:
+        while path and (path := path[:-1]) not in found:
+            found.add(path)
+    return found
 
 
 class _Node(dict[Key, Any]):

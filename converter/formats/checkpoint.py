@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -43,6 +44,55 @@ class Checkpoint:
     facts: Mapping[str, str] = field(default_factory=dict)
 
 
+class Strategy(enum.Enum):
+    """How the bytes of a leaf get to the destination; the value is how people read it."""
+
+    RELINK = "relink"
+    """They stay where they are on disk, and the destination names them (as far as the file system has links)."""
+    COPY = "copy"
+    """The system copies them from file to file as they are."""
+    STREAM = "stream"
+    """They are read, made anew and written, piece by piece."""
+
+
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """How a destination is written.
+
+    Attributes:
+      copy: share no bytes with the source, even where the file system could.
+      compress: compress arrays, where the format can and they do not stay as they are in a source of the same format.
+    """
+
+    copy: bool = False
+    compress: bool = False
+
+
+PLAIN = Writing()
+
+
+@dataclass(slots=True)
+class Written:
+    """What writing a destination came to.
+
+    Attributes:
+      digests: crc32c of the bytes of every streamed array in C order, taken on their way to the file.
+      linked: bytes of the destination that are the source's own, on disk.
+      copied: bytes that were copied from file to file.
+      streamed: bytes that were written anew.
+      unused: bytes of linked files that the destination does not name; they stay on disk as long as it does.
+    """
+
+    digests: dict[Path, int] = field(default_factory=dict)
+    linked: int = 0
+    copied: int = 0
+    streamed: int = 0
+    unused: int = 0
+
+    def to_json(self) -> dict[str, int]:
+        return {name: getattr(self, name) for name in ("linked", "copied", "streamed", "unused")}
+
+
 class Format(Protocol):
     """A container on disk: knows bytes, knows nothing of Linen or NNX."""
 
@@ -63,11 +113,23 @@ class Format(Protocol):
     def objections(self, tree: Tree) -> Mapping[Path, str]:
         """Why the format cannot hold some leaves, by their path; found without reading arrays."""
 
-    def write(self, tree: Tree, destination: FilePath, progress: Progress, *, final: FilePath | None = None) -> None:
+    def strategies(self, tree: Tree, writing: Writing) -> Mapping[Path, Strategy]:
+        """How ``write`` will move the bytes of every array of the tree; found without reading arrays."""
+
+    def write(
+        self,
+        tree: Tree,
+        destination: FilePath,
+        progress: Progress,
+        *,
+        final: FilePath | None = None,
+        writing: Writing = PLAIN,
+    ) -> Written:
         """Writes ``tree`` to ``destination``, which does not exist; complete when it returns.
 
         Args:
           final: where the caller will move the result to, for formats that note their own path.
+          writing: what the user wants of it.
 
         Raises:
           UnsupportedCheckpoint: a leaf that this format cannot hold.

@@ -13,7 +13,6 @@ from converter.rules.layers import slashed_key
 from converter.rules.link import Correspondence, Name
 from converter.rules.matching.match import correspond
 from converter.rules.operations import Fill
-from converter.rules.ruled.apply import apply_rules
 from converter.training_state import PARAMS, Part, TrainingState
 from converter.tree import LeafKind, LeafSpec, empty_spec
 
@@ -32,6 +31,8 @@ def find_links(
         return whole or found
     target = linen if request.to == "linen" else nnx
     specs = {(v.collection, v.path): v.spec for v in target.variables} if target else None
+    from converter.rules.ruled.apply import apply_rules
+
     ruled, others = apply_rules(request.rules, request.to, sources, specs, _initial_values(target))
     if not others and target is None:
         return ruled

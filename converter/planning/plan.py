@@ -5,14 +5,19 @@ A plan is complete before any array is read. Printing it is what ``--dry-run`` d
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+import contextlib
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
+from converter import scratch
 from converter.dialects.dialect import FRAMEWORK_NAMES, Dialect, Ignored
 from converter.errors import ConversionRefused
 from converter.folding import fold
-from converter.planning.wording import demand, section, several
+from converter.formats.checkpoint import Strategy
+from converter.grid import Grid
+from converter.planning.wording import count, demand, section, several, size_text
 from converter.rules.operations import Fill, Operation
 from converter.training_state import Held
 from converter.tree import Leaf, LeafKind, LeafSpec, Path, Tree, format_path
@@ -24,13 +29,15 @@ class Transfer:
     Its results are made together and handed out one by one: whoever takes them in order reads every source once.
     """
 
-    __slots__ = ("_made", "_specs", "operation", "sources")
+    __slots__ = ("_grids", "_lock", "_made", "_specs", "operation", "sources")
 
     def __init__(self, operation: Operation, sources: Sequence[Held]) -> None:
         self.operation = operation
         self.sources = tuple(sources)
         self._specs: tuple[LeafSpec, ...] | None = None
         self._made: dict[int, Any] = {}
+        self._lock = threading.Lock()  # several threads may take results
+        self._grids: list[Grid] | Literal[False] | None = False
 
     @property
     def specs(self) -> tuple[LeafSpec, ...]:
@@ -47,18 +54,36 @@ class Transfer:
     def _source_specs(self) -> list[LeafSpec]:
         return [held.leaf.spec for held in self.sources]
 
+    def grid(self, output: int) -> Grid | None:
+        """How a result lies on disk while its bytes are still those of the sources; None where they have to be made."""
+        if self._grids is False:
+            lying = [held.leaf.grid() for held in self.sources]
+            known = [grid for grid in lying if grid is not None]
+            # A PRNG key and its words are told apart by the spec; no operation but renaming makes one of the other.
+            complete = bool(known) and len(known) == len(lying)
+            self._grids = self.operation.regrid(known, self._source_specs) if complete else None
+        return self._grids[output] if self._grids else None
+
     def take(self, output: int) -> Any:
         """One of the results."""
-        if output not in self._made:
-            values = [held.leaf.fetch() for held in self.sources]
-            self._made = dict(enumerate(self.operation.apply(values, self._source_specs)))
-        return self._made.pop(output)
+        with self._lock:
+            if output not in self._made:
+                with self._in_bounds():
+                    values = [held.leaf.fetch() for held in self.sources]
+                    self._made = dict(enumerate(self.operation.apply(values, self._source_specs)))
+            return self._made.pop(output)
+
+    def _in_bounds(self) -> contextlib.AbstractContextManager[None]:
+        """Sources and results are all there at the same time."""
+        specs = [*self._source_specs, *self.specs]
+        return scratch.shared(sum(spec.nbytes for spec in specs), max(len(specs), 1))
 
     def objection(self) -> str:
         """What in the values of the sources forbids the operation; empty if nothing."""
         if not self.operation.looks_at_values:
             return ""
-        return self.operation.objection([held.leaf.fetch() for held in self.sources], self._source_specs)
+        with self._in_bounds():
+            return self.operation.objection([held.leaf.fetch() for held in self.sources], self._source_specs)
 
     @property
     def names(self) -> str:
@@ -96,6 +121,14 @@ class Step:
         """Reads the sources and applies the operation."""
         return self.transfer.take(self.output)
 
+    def leaf(self) -> Leaf:
+        """The target leaf; nothing is read before it is fetched."""
+        return Leaf(self.spec, self.value, self.grid)
+
+    def grid(self) -> Grid | None:
+        """How it lies on disk already, if it does."""
+        return self.transfer.grid(self.output)
+
 
 LOSSY_ADVICE = "--allow-lossy (allow_lossy=True) accepts that loss."
 
@@ -124,6 +157,7 @@ class Plan:
       advice: what settles the problems.
       conditions: transfers that lose nothing only if the values allow it.
       path: the checkpoint that is converted, for errors; empty for objects in memory.
+      strategies: how the bytes of each target array get to the destination; empty for objects in memory.
     """
 
     source: Dialect
@@ -136,6 +170,7 @@ class Plan:
     advice: str = ""
     conditions: tuple[Transfer, ...] = ()
     path: str = ""
+    strategies: Mapping[Path, Strategy] = field(default_factory=dict)
 
     def check(self) -> None:
         """Raises ``ConversionRefused`` with all problems at once, if there are any."""
@@ -160,7 +195,7 @@ class Plan:
 
     def tree(self) -> Tree:
         """The target tree; each of its leaves is computed when it is fetched."""
-        return Tree((step.target, Leaf(step.spec, step.value)) for step in self.steps)
+        return Tree((step.target, step.leaf()) for step in self.steps)
 
     @property
     def headline(self) -> str:
@@ -175,6 +210,7 @@ class Plan:
         """The plan for people: folded steps first, then drops, fills, notes and, if asked for, problems."""
         lines = [self.headline, ""]
         lines += fold(_rows(self.steps), plain=(3,))
+        lines += self._moves()
         lines += section("dropped", [(format_path(d.source), str(d.spec), d.reason) for d in self.drops])
         lines += section("filled in", [(format_path(s.target), str(s.spec), filling(s)) for s in self.filled])
         conditions = [(t.names, demand(t.operation)) for t in self.conditions]
@@ -185,6 +221,23 @@ class Plan:
             lines += section("problem", [(problem,) for problem in self.problems])
             lines += [self.advice] if self.problems and self.advice else []
         return "\n".join(lines)
+
+    def moved(self) -> dict[Strategy, tuple[int, int]]:
+        """Leaves and bytes of arrays by the way in which they get to the destination."""
+        found: dict[Strategy, tuple[int, int]] = {}
+        for step in self.steps:
+            strategy = self.strategies.get(step.target)
+            if strategy is not None:
+                leaves, nbytes = found.get(strategy, (0, 0))
+                found[strategy] = leaves + 1, nbytes + step.spec.nbytes
+        return {strategy: found[strategy] for strategy in Strategy if strategy in found}
+
+    def _moves(self) -> list[str]:
+        rows = [
+            (strategy.value, count(leaves, "leaf", "leaves"), size_text(nbytes), MEANINGS[strategy])
+            for strategy, (leaves, nbytes) in self.moved().items()
+        ]
+        return section("bytes", rows, plain=(1, 2))
 
     def to_json(self) -> dict[str, Any]:
         """The same as ``text``, unfolded, as plain JSON values."""
@@ -197,6 +250,7 @@ class Plan:
                     "leaf": str(step.spec),
                     "sources": [format_path(held.source) for held in step.sources],
                     "operation": step.operation.name or "rewrap",
+                    **self._move(step),
                 }
                 for step in self.steps
             ],
@@ -206,9 +260,26 @@ class Plan:
                 for t in self.conditions
             ],
             "empty": [{"source": format_path(i.source), "reason": i.reason} for i in self.ignored],
+            "bytes": {
+                strategy.value: {"leaves": leaves, "bytes": nbytes}
+                for strategy, (leaves, nbytes) in self.moved().items()
+            },
             "notes": list(self.notes),
             "problems": list(self.problems),
         }
+
+    def _move(self, step: Step) -> dict[str, Any]:
+        strategy = self.strategies.get(step.target)
+        if strategy is None:
+            return {}
+        return {"strategy": strategy.value, "bytes_moved": 0 if strategy is Strategy.RELINK else step.spec.nbytes}
+
+
+MEANINGS = {
+    Strategy.RELINK: "stay where they are on disk, under new names",
+    Strategy.COPY: "are copied by the system as they are",
+    Strategy.STREAM: "are read, made anew and written",
+}
 
 
 def filling(step: Step) -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from converter.dialects.dialect import Dialect, Framework
 from converter.models import Model
-from converter.rules.language.rule_set import RuleSet
-from converter.rules.matching.evidence import Evidence
 from converter.tree import PathGlob
+
+if TYPE_CHECKING:
+    from converter.rules.language.rule_set import RuleSet
+    from converter.rules.matching.evidence import Evidence
 
 LinenStyle = Literal["variables", "params", "train-state"]
 NnxStyle = Literal["state", "pure"]

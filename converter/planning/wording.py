@@ -40,3 +40,17 @@ def _either(keys: Sequence[Key]) -> str:
 
 def section(title: str, rows: Sequence[tuple[str, ...]], plain: Collection[int] = ()) -> list[str]:
     return ["", f"{title}:", *("  " + line for line in fold(rows, plain))] if rows else []
+
+
+def count(number: int, one: str, many: str) -> str:
+    return f"{number:,} {one if number == 1 else many}"
+
+
+def size_text(nbytes: int) -> str:
+    """Bytes for people, in powers of 1024: ``1.5 MiB``."""
+    size = float(nbytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from converter import user_code
 from converter.live import restore_nnx
@@ -16,6 +14,9 @@ from converter.pytrees import pytree_path
 from converter.rules.link import Name
 from converter.training_state import PARAMS, RNG_COLLECTIONS, Held, Part, Slot, TrainingState
 from converter.tree import KEY_WORDS, Leaf, LeafKind, format_path, nest, numpy_dtype
+
+if TYPE_CHECKING:
+    pass
 
 Values = Mapping[Name, Any]
 
@@ -82,6 +83,7 @@ class Call:
           ModelError: it fails.
         """
         import jax
+        import numpy as np
 
         structs = [jax.ShapeDtypeStruct(value.shape, value.dtype) for value in [*values.values(), *inputs]]
         key = tuple(values), tuple((struct.shape, struct.dtype) for struct in structs)
@@ -106,6 +108,7 @@ class Call:
 def array_inputs(inputs: Sequence[Any]) -> tuple[list[Any], Callable[[Sequence[Any]], Sequence[Any]]]:
     """The arrays among the inputs of a call, and what puts others in their places."""
     import jax
+    import numpy as np
 
     leaves, structure = jax.tree.flatten(tuple(inputs))
     places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, jax.Array | np.ndarray)]
@@ -183,6 +186,8 @@ def _with(flat: Any, values: Values) -> Iterator[tuple[Any, Any]]:
 
 def _zeros(variable: ModelVariable) -> Held:
     """What stands in the place of a variable until it gets a value."""
+    import numpy as np
+
     spec = variable.spec
 
     def make() -> Any:

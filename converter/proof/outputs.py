@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from converter.proof.calls import Outputs
 from converter.proof.values import is_inexact
 from converter.verification.outputs import TOLERANCE
+
+if TYPE_CHECKING:
+    pass
 
 LIMITS = 1e-10, 1e-6
 """Largest differences of outputs computed in double precision, relative to the largest number: where both models do
@@ -27,6 +28,7 @@ def as_numpy(outputs: Outputs) -> Outputs:
 
 def _array(value: Any) -> Any:
     import jax
+    import numpy as np
 
     is_key = jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
     return np.asarray(jax.random.key_data(value) if is_key else value)
@@ -34,16 +36,22 @@ def _array(value: Any) -> Any:
 
 def limit_of(outputs: Outputs) -> float:
     """The largest difference where outputs are computed in the precision that the models were written for."""
+    import numpy as np
+
     return max(TOLERANCE.get(value.dtype.name, 0.0) for value in outputs.values() if isinstance(value, np.ndarray))
 
 
 def tells(outputs: Outputs) -> bool:
     """Whether there is any number in them."""
+    import numpy as np
+
     return any(np.isfinite(_wide(value)).any() for value in outputs.values() if isinstance(value, np.ndarray))
 
 
 def disagreement(left: Outputs, right: Outputs, limit: float) -> str:
     """How the outputs of Linen (left) and NNX differ by more than the limit; empty if they do not."""
+    import numpy as np
+
     if [(name, np.shape(value)) for name, value in left.items()] != [(n, np.shape(v)) for n, v in right.items()]:
         return f"the models return different structures: Linen {_described(left)}, NNX {_described(right)}"
     for name, value in left.items():
@@ -59,6 +67,8 @@ def disagreement(left: Outputs, right: Outputs, limit: float) -> str:
 
 def _gap(left: Any, right: Any) -> tuple[float, float]:
     """The largest difference, and the largest number."""
+    import numpy as np
+
     a, b = _wide(left), _wide(right)
     # Where both are NaN, or the same infinity, there is no difference; where only one is, it is infinite.
     with np.errstate(invalid="ignore"):
@@ -68,6 +78,8 @@ def _gap(left: Any, right: Any) -> tuple[float, float]:
 
 
 def _wide(value: Any) -> Any:
+    import numpy as np
+
     return value.astype(np.complex128 if value.dtype.kind == "c" else np.float64)
 
 
@@ -76,6 +88,8 @@ def _described(outputs: Outputs) -> str:
 
 
 def _shape(value: Any) -> str:
+    import numpy as np
+
     return f"[{','.join(map(str, value.shape))}]" if isinstance(value, np.ndarray) else type(value).__name__
 
 
@@ -84,6 +98,8 @@ def _shape(value: Any) -> str:
 
 def weights(outputs: Sequence[Any]) -> list[Any]:
     """Factors for a sum over all outputs in which each output counts alike, and no two numbers do."""
+    import numpy as np
+
     generator = np.random.default_rng(0)
     found = []
     for output in outputs:
@@ -101,4 +117,6 @@ def real_numbers(outputs: Outputs) -> Outputs:
 
 def largest(gradient: Any) -> float:
     """The largest derivative; NaN, which says nothing, counts as zero."""
+    import numpy as np
+
     return float(np.abs(np.nan_to_num(np.asarray(gradient), nan=0.0)).max(initial=0.0))

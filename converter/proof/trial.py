@@ -5,9 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from converter.errors import ConverterError, ModelError
 from converter.models import Model
@@ -35,6 +33,9 @@ from converter.proof.values import (
 from converter.rules.link import Name
 from converter.rules.matching.board import Piece
 from converter.tree import format_path
+
+if TYPE_CHECKING:
+    pass
 
 ONE_BY_ONE = 8
 """How many groups of variables are changed one after the other where derivatives do not tell. Each costs a run."""
@@ -246,8 +247,12 @@ def numbers() -> Any:
 
 def zeros_like(value: Any) -> Any:
     """Zeros, except for random keys, which have none."""
+    import numpy as np
+
     return np.zeros(value.shape, value.dtype) if isinstance(value, np.ndarray) else value
 
 
 def wide(value: Any) -> Any:
+    import numpy as np
+
     return value.astype(np.complex128 if np.iscomplexobj(value) else np.float64)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from converter.rules.link import Name, format_name
 from converter.tree import KEY_WORDS, LeafKind, LeafSpec, numpy_dtype
+
+if TYPE_CHECKING:
+    import numpy as np
 
 DRAWS = 3
 """How often values and inputs may be drawn.
@@ -34,6 +35,8 @@ def random_value(name: Name, spec: LeafSpec, draw: int) -> Any:
 
     Variances are positive; integers (the position in a cache) are 0 or 1.
     """
+    import numpy as np
+
     generator = np.random.default_rng([draw, zlib.crc32(format_name(name).encode())])
     if spec.kind is LeafKind.KEY:
         import jax
@@ -55,6 +58,8 @@ def random_value(name: Name, spec: LeafSpec, draw: int) -> Any:
 
 def inputs_of(arrays: Sequence[Any], draw: int) -> list[Any]:
     """The arrays that the user gives as inputs, then others like them."""
+    import numpy as np
+
     if draw == 0:
         return list(arrays)
     return [_another(array, np.random.default_rng([draw, place])) for place, array in enumerate(arrays)]
@@ -66,6 +71,7 @@ def _another(array: Any, generator: np.random.Generator) -> Any:
     Masks stay as they are.
     """
     import jax.numpy as jnp
+    import numpy as np
 
     if array.size < 2 or not (is_inexact(array.dtype) or jnp.issubdtype(array.dtype, jnp.integer)):
         return array

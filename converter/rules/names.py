@@ -16,20 +16,29 @@ _GATES = frozenset({"ii", "ig", "io", "hi", "hf", "hg", "ho"})
 """The other children of an LSTM cell, equal on both sides (flax/linen/recurrent.py, flax/nnx/nn/recurrent.py)."""
 
 LINEN_GATE, NNX_GATE = "if", "if_"
+_ALL_GATES = _GATES | {LINEN_GATE, NNX_GATE}
 
 
 def lstm_cells(paths: Iterable[Path]) -> frozenset[Path]:
     """The paths of all LSTM cells whose gates stand separately, told by the complete set of their gates."""
     children: dict[Path, set[str]] = {}
     for path in paths:
-        for depth, key in enumerate(path):
-            if key in _GATES or key in (LINEN_GATE, NNX_GATE):
-                children.setdefault(path[:depth], set()).add(key)
+        if may_have_gates(path):
+            for depth, key in enumerate(path):
+                if key in _ALL_GATES:
+                    children.setdefault(path[:depth], set()).add(key)
     return frozenset(node for node, gates in children.items() if gates >= _GATES and ({LINEN_GATE, NNX_GATE} & gates))
+
+
+def may_have_gates(path: Path) -> bool:
+    """Whether a key is called as a gate is; few are, which saves looking at the others."""
+    return not _ALL_GATES.isdisjoint(path)
 
 
 def rename_gate(path: Path, cells: frozenset[Path], old: str, new: str) -> Path:
     """The path with the gate ``old`` of any LSTM cell called ``new``."""
+    if not cells:
+        return path
     return tuple(new if key == old and path[:depth] in cells else key for depth, key in enumerate(path))
 
 

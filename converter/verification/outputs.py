@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from converter import user_code
 from converter.errors import UsageError
 from converter.pytrees import pytree_path
 from converter.tree import LeafKind, LeafSpec, format_path, numpy_dtype
+
+if TYPE_CHECKING:
+    import numpy as np
 
 if TYPE_CHECKING:
     from flax import linen, nnx
@@ -119,12 +120,15 @@ def _leaves(outputs: Any) -> list[tuple[str, np.ndarray[Any, Any]]]:
 
 def _array(leaf: Any) -> np.ndarray[Any, Any]:
     import jax
+    import numpy as np
 
     is_key = hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
     return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
 
 
 def _difference(name: str, left: np.ndarray[Any, Any], right: np.ndarray[Any, Any]) -> OutputDifference:
+    import numpy as np
+
     if not {left.dtype.kind, right.dtype.kind}.isdisjoint("USO"):  # texts and other objects among the outputs
         equal = bool(np.array_equal(left, right))
         return OutputDifference(name, _described(left), 0.0 if equal else np.inf, 0.0, 0.0, equal)
@@ -149,6 +153,7 @@ def random_inputs(specs: Sequence[LeafSpec], seed: int = 0) -> tuple[Any, ...]:
       UsageError: a dtype that is no number.
     """
     import jax.numpy as jnp
+    import numpy as np
 
     generator = np.random.default_rng(seed)
     made = []

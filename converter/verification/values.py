@@ -1,17 +1,39 @@
-"""Has every leaf of the destination the very bits that the plan makes from the source?"""
+"""Has every leaf of the destination the very bits that the plan makes from the source?
+
+The cheapest proof that suffices is taken. Where source and destination name the same bytes on disk there is nothing to
+compare. Where their chunks have one form, the bytes on disk are compared as they are. Where a leaf was made anew, what
+was written is read again and compared with the digest taken on its way, or with the leaf made once more.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+import enum
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from converter import scratch
 from converter.formats.checkpoint import Progress
+from converter.formats.chunks import same_bytes
+from converter.formats.streaming import ARRAYS, digest, leaf_pieces
+from converter.grid import Chunk, Grid
 from converter.planning.plan import Step
-from converter.tree import LeafKind, Tree, element_bits, format_path
-from converter.verification.structure import Difference
+from converter.stored import Extent
+from converter.tree import Leaf, LeafKind, Path, Tree, element_bits, format_path
+from converter.verification.structure import Difference, same_spec
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class Proof(enum.Enum):
+    """How two leaves were found to be equal; the value is how people read it."""
+
+    REFERENCE = "the source's own bytes on disk"
+    BYTES = "bytes on disk compared"
+    DIGEST = "read again and compared with the digest of what was written"
+    VALUES = "made again and compared"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +44,15 @@ class ValuesResult:
       leaves: how many leaves were compared.
       nbytes: how many bytes of arrays.
       differences: the leaves that differ.
+      proofs: leaves and bytes by the way in which they were found to be equal.
+      reader: the library that read the destination, where it was not this program's own code.
     """
 
     leaves: int
     nbytes: int
     differences: tuple[Difference, ...]
+    proofs: Mapping[Proof, tuple[int, int]] = field(default_factory=dict)
+    reader: str = ""
 
     @property
     def ok(self) -> bool:
@@ -37,47 +63,137 @@ class ValuesResult:
             "ok": self.ok,
             "leaves": self.leaves,
             "bytes": self.nbytes,
+            "proofs": {
+                proof.name.lower(): {"leaves": leaves, "bytes": nbytes}
+                for proof, (leaves, nbytes) in self.proofs.items()
+            },
+            "reader": self.reader or None,
             "differences": [difference.to_json() for difference in self.differences],
         }
 
 
-def compare_values(steps: Iterable[Step], destination: Tree, progress: Progress) -> ValuesResult:
-    """Makes every target leaf from the source once more and compares it with the one that was written.
+def compare_values(
+    steps: Iterable[Step], destination: Tree, progress: Progress, digests: Mapping[Path, int] | None = None
+) -> ValuesResult:
+    """Compares every leaf of the destination with what the plan makes of the source.
 
     Leaves that the destination does not have are left to ``compare_structure``.
+
+    Args:
+      digests: crc32c of the bytes of arrays as they were written, where that is known.
     """
+    files = _FileNames()
     leaves = nbytes = 0
     differences: list[Difference] = []
+    proofs: dict[Proof, tuple[int, int]] = {}
     for step in steps:
         found = destination.get(step.target)
         if found is None or step.spec.kind is LeafKind.EMPTY:
             continue
-        difference = value_difference(step.value(), found.fetch())
-        if difference is not None:
-            differences.append(Difference(format_path(step.target), *difference))
+        proof = _proof(step, found, (digests or {}).get(step.target), files)
+        if isinstance(proof, Proof):
+            count, size = proofs.get(proof, (0, 0))
+            proofs[proof] = count + 1, size + step.spec.nbytes
+        else:
+            differences.append(Difference(format_path(step.target), *proof))
         leaves += 1
         nbytes += step.spec.nbytes
         progress(step.spec.nbytes, 1)
-    return ValuesResult(leaves, nbytes, tuple(differences))
+    return ValuesResult(leaves, nbytes, tuple(differences), proofs)
+
+
+def _proof(step: Step, found: Leaf, written: int | None, files: _FileNames) -> Proof | tuple[str, str]:
+    """How a leaf is known to be what it should be, or how it differs, as (expected, found)."""
+    if step.spec.kind not in ARRAYS or not same_spec(step.spec, found.spec):
+        return value_difference(step.value(), found.fetch()) or Proof.VALUES
+    source, target = step.grid(), found.grid()
+    if source is not None and target is not None and _same_form(source, target):
+        pairs = [(source.chunks.get(index), target.chunks.get(index)) for index in source.indices()]
+        if all(files.same(left, right) for left, right in pairs):
+            return Proof.REFERENCE
+        if all(left is right is None or (left and right and same_bytes(left, right)) for left, right in pairs):
+            return Proof.BYTES
+    elif written is not None and digest(leaf_pieces(step.target, found)) == written:
+        return Proof.DIGEST
+    elif _same_pieces(step, found):
+        return Proof.VALUES
+    return value_difference(step.value(), found.fetch()) or Proof.VALUES
+
+
+def _same_form(left: Grid, right: Grid) -> bool:
+    """Whether equal chunks mean equal arrays, and unequal ones most likely another value."""
+    return (
+        left.shape == right.shape
+        and [(axis.chunk, axis.inner) for axis in left.axes] == [(axis.chunk, axis.inner) for axis in right.axes]
+        and right.runs(*(axis for axis in left.order if left.axes[axis].chunk > 1))
+        and (
+            left.encoding == right.encoding
+            or (left.encoding.is_raw and right.encoding.is_raw and left.encoding.dtype == right.encoding.dtype)
+        )
+    )
+
+
+class _FileNames:
+    """Which names mean the same file."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[int, int]] = {}
+
+    def same(self, left: Chunk | None, right: Chunk | None) -> bool:
+        """Whether two chunks are the same bytes on disk (or none)."""
+        if not isinstance(left, Extent) or not isinstance(right, Extent):
+            return left is right is None
+        return left[1:] == right[1:] and self._identity(left.file) == self._identity(right.file)
+
+    def _identity(self, file: str) -> tuple[int, int]:
+        if file not in self._known:
+            found = os.stat(file)
+            self._known[file] = found.st_dev, found.st_ino
+        return self._known[file]
+
+
+def _same_pieces(step: Step, found: Leaf) -> bool:
+    """Whether two arrays have the same bytes, piece by piece."""
+    left = leaf_pieces(step.target, step.leaf())
+    right = leaf_pieces(step.target, found)
+    return all(bytes(a) == bytes(b) for a, b in _aligned(left, right))
+
+
+def _aligned(left: Iterator[Any], right: Iterator[Any]) -> Iterator[tuple[memoryview, memoryview]]:
+    """Pieces of the same lengths from both; what one has more than the other comes beside nothing."""
+    a = b = memoryview(b"")
+    while True:
+        a, b = (each if len(each) else memoryview(next(rest, b"")) for each, rest in ((a, left), (b, right)))
+        size = min(len(a), len(b))
+        if not size:
+            if len(a) or len(b):
+                yield a, b
+            return
+        yield a[:size], b[:size]
+        a, b = a[size:], b[size:]
 
 
 def value_difference(expected: Any, found: Any) -> tuple[str, str] | None:
     """How two values differ, as (expected, found); None where their bits are equal. NaNs are compared by their bits."""
+    import numpy as np
+
     if not hasattr(expected, "dtype") and not hasattr(found, "dtype"):
         # repr tells 1 from True and from 1.0, and makes NaN equal to itself.
         return None if repr(expected) == repr(found) else (repr(expected), repr(found))
     left, right = np.asarray(expected), np.asarray(found)
     if (left.dtype, left.shape) != (right.dtype, right.shape):
         return _described(left), _described(right)
-    left_bits, right_bits = element_bits(left), element_bits(right)
-    if np.array_equal(left_bits, right_bits):
+    passed = number = 0
+    first: tuple[int, Any, Any] | None = None
+    for a, b in scratch.pairs(left, right):
+        wrong = np.flatnonzero((element_bits(a) != element_bits(b)).any(axis=-1))
+        if first is None and wrong.size:
+            first = passed + int(wrong[0]), a[wrong[0]], b[wrong[0]]
+        passed, number = passed + a.size, number + wrong.size
+    if first is None:
         return None
-    wrong = np.flatnonzero((left_bits != right_bits).any(axis=-1))
-    index = ",".join(map(str, np.unravel_index(int(wrong[0]), left.shape)))
-    return (
-        f"{left.reshape(-1)[wrong[0]]} at [{index}]",
-        f"{right.reshape(-1)[wrong[0]]} there, and {wrong.size} of {left.size} elements differ",
-    )
+    index = ",".join(map(str, np.unravel_index(first[0], left.shape)))
+    return f"{first[1]} at [{index}]", f"{first[2]} there, and {number} of {left.size} elements differ"
 
 
 def _described(array: np.ndarray[Any, Any]) -> str:

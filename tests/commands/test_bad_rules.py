@@ -210,18 +210,19 @@ def test_a_dry_run_reads_no_array(
 ) -> None:
     """Neither those that conditions are about, nor any other."""
 
-    def read() -> Any:
+    def read(*_: Any) -> Any:
         raise AssertionError("an array was read")
 
     def opened(*arguments: Any, **options: Any) -> Any:
         checkpoint = open_checkpoint(*arguments, **options)
-        sealed = Tree((path, Leaf(leaf.spec, read)) for path, leaf in checkpoint.tree.items())
+        sealed = Tree((path, Leaf(leaf.spec, read, leaf.grid)) for path, leaf in checkpoint.tree.items())
         return dataclasses.replace(checkpoint, tree=sealed)
 
     for options in (("--nnx-model", f"{unlike}:nnx_recurrent"), rules('default = "auto"\n')):
         before = cli("linen-to-nnx", trained_gru, "out", *options, "--dry-run")
         with monkeypatch.context() as patch:
             patch.setattr("converter.api.open_checkpoint", opened)
+            patch.setattr("converter.formats.chunks._Files.read", read)
             assert cli("linen-to-nnx", trained_gru, "out", *options, "--dry-run") == before
             assert cli("linen-to-nnx", trained_gru, "out", *options).code == 70
         assert before.code == 0

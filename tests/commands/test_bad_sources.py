@@ -209,9 +209,9 @@ def test_a_damaged_orbax_checkpoint_converts_exactly_or_not_at_all(
         ("_METADATA", deleted, "_METADATA is missing"),
         ("_METADATA", halved, "_METADATA is damaged"),
         ("_METADATA", emptied, "_METADATA is damaged"),
-        ("manifest.ocdbt", halved, "cannot be read"),
+        ("manifest.ocdbt", halved, "is damaged"),
         ("d/*", deleted, "cannot be read"),
-        ("d/*", halved, "cannot be read"),
+        ("d/*", halved, "is damaged"),
     ],
 )
 def test_a_damaged_file(

@@ -745,7 +745,7 @@ def test_destinations_that_cannot_be_written(tmp_path: FilePath) -> None:
         FORMAT.write(tree, tmp_path / "missing" / "file", ignore_progress)
     existing = tmp_path / "existing"
     existing.write_text("keep me")
-    with pytest.raises(DestinationError, match="File exists"):
+    with pytest.raises(DestinationError, match="exists already"):
         FORMAT.write(tree, existing, ignore_progress)
     assert existing.read_text() == "keep me"
 

@@ -488,6 +488,8 @@ def leaf_of(value: Any) -> Leaf:
     if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         spec = LeafSpec(LeafKind.KEY, str(jax.random.key_impl(value)), value.shape)
         return Leaf(spec, lambda: np.asarray(jax.random.key_data(value)))
+    if isinstance(value, np.generic):
+        return Leaf(LeafSpec(LeafKind.NUMPY_SCALAR, value.dtype.name), lambda: value)
     if isinstance(value, (jax.Array, np.ndarray)):
         return Leaf(array_spec(value.dtype.name, value.shape), lambda: np.asarray(value))
     kind = LeafKind.TEXT if isinstance(value, (str, bytes)) else LeafKind.SCALAR
@@ -518,7 +520,7 @@ WRITABLE: dict[str, Callable[[], Any]] = {
     "arrays": arrays,
     "dtypes": dtypes,
     "keys": keys,
-    "misc": lambda: misc() | {"pair": [1, np.arange(3)], "zero_d": np.float32(3).reshape(())},
+    "misc": lambda: misc() | {"pair": [1, np.arange(3)], "zero_d": np.full((), 3, np.float32)},
     "mixed keys": lambda: {"a": {0: jnp.ones(1), "x": jnp.ones(2)}},
     "list": lambda: [jnp.ones(1), None, {"a": jnp.ones(2)}],
     "one array": lambda: jnp.ones(3),
@@ -538,7 +540,7 @@ def test_what_is_written_is_read_by_all(name: str, tmp_path: FilePath) -> None:
     else:
         expected = of_pytree(content)
     tree = tree_of(content)
-    assert write(tree, tmp_path / "written") == [(leaf.spec.nbytes, 1) for leaf in tree.values()]
+    assert sorted(write(tree, tmp_path / "written")) == sorted((leaf.spec.nbytes, 1) for leaf in tree.values())
     assert_reads(FORMAT.open(tmp_path / "written"), expected)
     with ocp.PyTreeCheckpointer() as reader:
         assert of_pytree(reader.restore(tmp_path / "written")) == expected
@@ -553,13 +555,12 @@ def test_what_is_written_is_read_by_all(name: str, tmp_path: FilePath) -> None:
 
 
 def test_writes_the_files_that_orbax_writes(tmp_path: FilePath) -> None:
-    tree = arrays()
-    pytree(tmp_path / "by_orbax", tree)
-    write(tree_of(tree), tmp_path / "by_us")
+    pytree(tmp_path / "by_orbax", arrays() | keys())
+    write(FORMAT.open(tmp_path / "by_orbax").tree, tmp_path / "by_us")
 
     def names(directory: FilePath) -> set[str]:
         found = {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
-        return {"d/*" if name.startswith("d/") else name for name in found if not name.startswith("ocdbt.process_0/d/")}
+        return {"d/*" if name.startswith("d/") else name for name in found if not name.startswith("ocdbt.process_0/")}
 
     assert names(tmp_path / "by_us") == names(tmp_path / "by_orbax")
     for name in ("_METADATA", "_sharding", "array_metadatas/process_0"):
@@ -623,7 +624,10 @@ def test_refuses_everything_that_orbax_cannot_hold_at_once(tmp_path: FilePath) -
         (Tree(), "no leaves"),
         (tree_of({}), "no leaves"),
         (tree_of({"a": {"b": np.ones(1)}, "a.b": np.ones(2)}), "a/b is stored as a.b\n  a.b is stored as a.b"),
-        (Tree([(("k",), Leaf(LeafSpec(LeafKind.KEY, "odd"), lambda: np.zeros(2, np.uint32)))]), "makes no key<odd>"),
+        (
+            Tree([(("k",), Leaf(LeafSpec(LeafKind.KEY, "odd"), lambda: np.zeros(2, np.uint32)))]),
+            "key<odd>.. is of an implementation that JAX",
+        ),
     ],
 )
 def test_refuses_to_write(tree: Tree, message: str, tmp_path: FilePath) -> None:
@@ -712,13 +716,16 @@ def rename_leaf(saved: FilePath) -> None:
 
 
 DAMAGES: Mapping[str, tuple[Callable[[FilePath], Any], str]] = {
-    "manifest cut": (lambda saved: cut(saved / "manifest.ocdbt"), "OCDBT database cannot be read: DATA_LOSS"),
-    "manifest empty": (lambda saved: (saved / "manifest.ocdbt").write_bytes(b""), "OCDBT database cannot be read"),
+    "manifest cut": (lambda saved: cut(saved / "manifest.ocdbt"), "manifest.ocdbt is damaged: expected"),
+    "manifest empty": (lambda saved: (saved / "manifest.ocdbt").write_bytes(b""), "manifest.ocdbt is damaged"),
     "manifests deleted": (delete_manifests, "without array data: a, b, small"),
-    "index deleted": (delete_index, "OCDBT database cannot be read: NOT_FOUND"),
-    "index cut": (lambda saved: cut(next((saved / "d").iterdir())), "OCDBT database cannot be read"),
-    "values deleted": (delete_values, "^[ab]: its array cannot be read"),
-    "values cut": (lambda saved: cut(max(saved.rglob("d/*"), key=os.path.getsize)), "^[ab]: its array cannot be read"),
+    "index deleted": (delete_index, "cannot be read: No such file"),
+    "index cut": (lambda saved: cut(next((saved / "d").iterdir())), "B-tree node .* is damaged"),
+    "values deleted": (delete_values, "cannot be read: No such file"),
+    "values cut": (
+        lambda saved: cut(max(saved.rglob("d/*"), key=os.path.getsize)),
+        "is damaged: expected values within",
+    ),
     "_METADATA deleted": (lambda saved: (saved / "_METADATA").unlink(), "_METADATA is missing"),
     "_METADATA cut": (lambda saved: cut(saved / "_METADATA"), "_METADATA is damaged: no JSON"),
     "_METADATA a list": (lambda saved: (saved / "_METADATA").write_text("[]"), "_METADATA is damaged: it is not"),
@@ -744,7 +751,7 @@ def test_damage_in_plain_files(saver: Callable[[FilePath, Any], None], tmp_path:
     metadata = next((tmp_path / "saved" / "a.w").glob("*zarr*"))
     for damage, message in (
         (lambda: cut(chunk), "^a/w: its array cannot be read"),
-        (chunk.unlink, "^a/w: its array cannot be read: NOT_FOUND"),  # zeros are stored too: it is not a sparse array
+        (chunk.unlink, "^a/w: its chunk (c/0/0|0.0) is missing"),  # zeros are stored too: it is not a sparse array
         (lambda: metadata.write_text("{"), "^a/w: its array metadata are damaged"),
         (lambda: metadata.write_text('{"shape": [3], "dtype": "<U3"}'), "^a/w: an array of dtype '<U3'"),
         (lambda: metadata.write_text('{"shape": [3], "dtype": "float7"}'), "^a/w: the dtype 'float7' is unknown"),

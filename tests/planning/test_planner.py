@@ -304,6 +304,7 @@ def test_the_json_of_a_plan():
         ],
         "conditions": [],
         "empty": [],
+        "bytes": {},
         "notes": found["notes"],
         "problems": [],
     }

@@ -4,6 +4,7 @@ so by every test of this directory."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -144,21 +145,22 @@ def test_a_failed_replacement_leaves_the_old_one(format: str, tmp_path: Path) ->
     assert set(support.read(destination)) == {"params/kernel", "params/bias"}
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def no_large_files() -> Iterator[None]:
     """The operating system refuses to write more than a few bytes to any file, as on a full disk."""
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (512, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize(("format", "attempt"), [("msgpack", 1), ("orbax", 1), ("orbax", 2), ("orbax", 3)])
-@pytest.mark.usefixtures("no_large_files")
 def test_a_failing_writer_leaves_nothing(format: str, attempt: int, tmp_path: Path) -> None:
     """More than once with Orbax, several of whose threads fail: which one is noticed first is a matter of chance."""
-    with pytest.raises(DestinationError, match=re.escape(os.strerror(errno.EFBIG))):
+    with no_large_files(), pytest.raises(DestinationError, match=re.escape(os.strerror(errno.EFBIG))):
         support.convert(root("nnx_encoder_v1"), tmp_path / "x", "linen", to_format=format)
     assert not list(tmp_path.iterdir())
 

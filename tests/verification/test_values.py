@@ -225,5 +225,7 @@ def test_the_json_of_a_result():
         "ok": False,
         "leaves": 1,
         "bytes": 0,
+        "proofs": {},
+        "reader": None,
         "differences": [{"path": "epoch", "expected": "3", "found": "True"}],
     }

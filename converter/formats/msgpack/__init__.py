@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 
 from converter.errors import ConverterError, UnreadableCheckpoint, UsageError
-from converter.formats.checkpoint import Checkpoint, Progress
+from converter.formats.checkpoint import PLAIN, Checkpoint, Progress, Strategy, Writing, Written
 from converter.formats.msgpack.index import MappedLeaves, index, map_file
 from converter.formats.msgpack.values import EXT_ARRAY, EXT_NUMPY_SCALAR
 from converter.formats.msgpack.wire import Family, Reader
-from converter.formats.msgpack.writer import objections, write
+from converter.formats.msgpack.writer import objections, strategies, write
 from converter.tree import Path, Tree
 
 FOREIGN_MARKERS = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt", "checkpoint", ".zarray", "zarr.json")
@@ -81,14 +81,28 @@ class MsgpackFormat:
         """Why a msgpack file cannot hold some leaves: typed PRNG keys, unknown dtypes."""
         return objections(tree)
 
-    def write(self, tree: Tree, destination: FilePath, progress: Progress, *, final: FilePath | None = None) -> None:
+    def strategies(self, tree: Tree, writing: Writing) -> Mapping[Path, Strategy]:
+        """How each array gets there: one that lies in the source as the file holds it is copied as it is."""
+        return strategies(tree)
+
+    def write(
+        self,
+        tree: Tree,
+        destination: FilePath,
+        progress: Progress,
+        *,
+        final: FilePath | None = None,
+        writing: Writing = PLAIN,
+    ) -> Written:
         """Writes ``tree`` as ``flax.serialization.to_bytes`` would; see ``converter.formats.msgpack.writer.write``.
+
+        The file shares nothing with the source and has no compression, whatever ``writing`` wishes.
 
         Raises:
           UnsupportedCheckpoint: leaves that msgpack cannot hold, such as typed PRNG keys.
           DestinationError: the destination exists, or the file system refused.
         """
-        write(tree, destination, progress)
+        return write(tree, destination, progress)
 
 
 def _looks_like_flax(file: FilePath) -> bool:

@@ -7,15 +7,16 @@ so that no nesting, however deep, meets Python's recursion limit.
 from __future__ import annotations
 
 import functools
+import math
 import mmap
+import os
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from converter import scratch, stored
 from converter.errors import UnreadableCheckpoint, UnsupportedCheckpoint
+from converter.formats import zarr
 from converter.formats.msgpack.values import (
     CHUNKED_ARRAY,
     EXT_ARRAY,
@@ -29,7 +30,15 @@ from converter.formats.msgpack.values import (
     joined_entry,
 )
 from converter.formats.msgpack.wire import MAX_DEPTH, Family, Head, Reader
+from converter.grid import Axis, Chunk, Encoding, Grid
 from converter.tree import IndexKey, IntKey, Key, Leaf, LeafKind, LeafSpec, Path, Tree, empty_spec, numpy_dtype
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+MOST_CHUNKS = 4096
+"""As how many chunks an array that flax split is seen at most."""
 
 KEPT_BYTES = 1 << 24
 """Where leaves are small, finding their headers touches every page: after so many bytes the pages are given back."""
@@ -209,10 +218,34 @@ class MappedLeaves:
 
     def __init__(self, file: FilePath, data: mmap.mmap) -> None:
         self._reader = Reader(file, data)
+        self._file = os.path.abspath(file)
         self._last = Extent(0, 0)  # shared by threads without a lock: at worst a page is given back late
 
     def tree(self, entries: list[tuple[Path, Entry]]) -> Tree:
-        return Tree((path, Leaf(entry.spec, functools.partial(self._fetch, path, entry))) for path, entry in entries)
+        return Tree(
+            (path, Leaf(entry.spec, functools.partial(self._fetch, path, entry), functools.partial(self._grid, entry)))
+            for path, entry in entries
+        )
+
+    def _grid(self, entry: Entry) -> Grid | None:
+        """How an array lies in the file: in one piece, or cut between two of its rows; None for other leaves."""
+        if entry.spec.kind not in (LeafKind.ARRAY, LeafKind.NUMPY_SCALAR):
+            return None
+        shape = entry.spec.shape
+        rows = max(shape[0], 1) if shape else 1
+        length = _chunk_length(entry, rows) if len(entry.extents) > 1 else rows
+        if length is None:
+            return None
+        axes = [Axis(size, max(size, 1), size) for size in shape]
+        if axes:
+            axes[0] = Axis(shape[0], length, length)
+        row = entry.spec.nbytes // rows
+        chunks: dict[tuple[int, ...], Chunk] = {}
+        for extent in entry.extents if entry.spec.size else ():
+            for start in range(0, extent.nbytes, length * row):
+                place = (len(chunks), *(0,) * (len(shape) - 1)) if shape else ()
+                chunks[place] = stored.Extent(self._file, extent.offset + start, length * row)
+        return Grid(tuple(axes), tuple(range(len(axes))), Encoding(zarr.type_string(entry.spec.dtype)), chunks)
 
     def _fetch(self, path: Path, entry: Entry) -> Any:
         reader = self._reader
@@ -234,17 +267,28 @@ class MappedLeaves:
         dtype, shape = numpy_dtype(entry.spec.dtype), entry.spec.shape
         if len(entry.extents) == 1:
             return self._view(entry.extents[0], dtype).reshape(shape)
-        joined = np.empty(entry.spec.size, dtype)
+        joined = scratch.empty((entry.spec.size,), dtype)
         filled = 0
         for extent in entry.extents:
             part = self._view(extent, dtype)
-            joined[filled : filled + part.size] = part
+            scratch.copy(joined[filled : filled + part.size], part)
             filled += part.size
         return joined.reshape(shape)
 
     def _view(self, extent: Extent, dtype: np.dtype[Any]) -> NDArray[Any]:
+        import numpy as np
+
         self._reader.forget(self._last.offset, self._last.offset + self._last.nbytes)
         self._last = extent
         if not extent.nbytes:
             return np.empty(0, dtype)
         return np.frombuffer(self._reader.data, dtype, extent.nbytes // dtype.itemsize, extent.offset)
+
+
+def _chunk_length(entry: Entry, rows: int) -> int | None:
+    """The number of rows (along the first axis) by which all cuts of a split array can be counted, if there is one."""
+    row = entry.spec.nbytes // rows
+    if not row or any(extent.nbytes % row for extent in entry.extents):
+        return None
+    length = math.gcd(*(extent.nbytes // row for extent in entry.extents))
+    return length if rows // length <= MOST_CHUNKS else None

@@ -8,13 +8,25 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from converter.errors import UnsupportedCheckpoint
 from converter.formats.msgpack.wire import Family, Head, Reader
-from converter.tree import Key, LeafKind, LeafSpec, Path, array_spec, empty_spec, format_path, numpy_dtype
+from converter.tree import (
+    Key,
+    LeafKind,
+    LeafSpec,
+    Path,
+    array_spec,
+    empty_spec,
+    format_path,
+    is_common_dtype,
+    item_size,
+    numpy_dtype,
+)
+
+if TYPE_CHECKING:
+    pass
 
 EXT_ARRAY, EXT_COMPLEX, EXT_NUMPY_SCALAR = 1, 2, 3
 """The extension types of flax (``_MsgpackExtType``)."""
@@ -101,7 +113,7 @@ def array_entry(reader: Reader, head: Head) -> Entry:
         raise reader.damaged(data.offset, f"{end - data.body} bytes of data, up to the end of the array", str(data))
     _check_size(reader, axes.offset, shape, dtype, data.value)
     kind = LeafKind.ARRAY if head.code == EXT_ARRAY else LeafKind.NUMPY_SCALAR
-    return Entry(LeafSpec(kind, dtype.name, tuple(shape)), (Extent(data.body, data.value),))
+    return Entry(LeafSpec(kind, dtype, tuple(shape)), (Extent(data.body, data.value),))
 
 
 def joined_entry(reader: Reader, offset: int, parts: dict[Path, Entry]) -> Entry:
@@ -130,7 +142,7 @@ def joined_entry(reader: Reader, offset: int, parts: dict[Path, Entry]) -> Entry
         raise reader.damaged(offset, "arrays of one dtype as the chunks of a split array", _specs(chunks))
     shape = [int(axis.value) for axis in axes]
     _check_axes(reader, offset, shape)
-    _check_size(reader, offset, shape, numpy_dtype(first.dtype), sum(chunk.spec.nbytes for chunk in chunks))
+    _check_size(reader, offset, shape, first.dtype, sum(chunk.spec.nbytes for chunk in chunks))
     return Entry(array_spec(first.dtype, shape), tuple(extent for chunk in chunks for extent in chunk.extents))
 
 
@@ -141,9 +153,10 @@ def _expect(reader: Reader, offset: int, end: int, what: str, *families: Family,
     return head
 
 
-def _dtype(reader: Reader, name: Extent) -> np.dtype[Any]:
+def _dtype(reader: Reader, name: Extent) -> str:
     try:
-        return numpy_dtype(decode(reader, name, "the name of a dtype"))
+        dtype = decode(reader, name, "the name of a dtype")
+        return dtype if is_common_dtype(dtype) else numpy_dtype(dtype).name
     except UnsupportedCheckpoint as error:
         raise UnsupportedCheckpoint(f"{reader.place()}: {error.message}.", error.advice) from None
 
@@ -155,11 +168,11 @@ def _check_axes(reader: Reader, offset: int, shape: Sequence[int]) -> None:
         raise reader.damaged(offset, "a shape without negative lengths", str(list(shape)))
 
 
-def _check_size(reader: Reader, offset: int, shape: Sequence[int], dtype: np.dtype[Any], nbytes: int) -> None:
+def _check_size(reader: Reader, offset: int, shape: Sequence[int], dtype: str, nbytes: int) -> None:
     # NumPy refuses a zero-size array, too, whose other axes multiply to more than it can count.
-    possible = math.prod(axis or 1 for axis in shape) * dtype.itemsize <= MAX_BYTES
-    if not possible or math.prod(shape) * dtype.itemsize != nbytes:
-        raise reader.damaged(offset, f"a shape that fits {nbytes} bytes of data", str(array_spec(dtype.name, shape)))
+    possible = math.prod(axis or 1 for axis in shape) * item_size(dtype) <= MAX_BYTES
+    if not possible or math.prod(shape) * item_size(dtype) != nbytes:
+        raise reader.damaged(offset, f"a shape that fits {nbytes} bytes of data", str(array_spec(dtype, shape)))
 
 
 def _numbered(parts: dict[Path, Entry], name: Key) -> list[Entry]:

@@ -1,4 +1,4 @@
-"""Writing a tree as a flax msgpack file, leaf by leaf and straight from the arrays' buffers.
+"""Writing a tree as a flax msgpack file, piece by piece; what the source has in that form is copied by the system.
 
 The bytes are those of ``flax.serialization.msgpack_serialize`` for the same nested dict (flax 0.5 to 0.12).
 """
@@ -6,19 +6,27 @@ The bytes are those of ``flax.serialization.msgpack_serialize`` for the same nes
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path as FilePath
-from typing import Any, BinaryIO
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from converter.errors import ConverterError, DestinationError, UnsupportedCheckpoint
-from converter.formats.checkpoint import Progress
+from converter.errors import ConverterError, DestinationError, UnreadableCheckpoint, UnsupportedCheckpoint
+from converter.formats.checkpoint import Progress, Strategy, Written
 from converter.formats.msgpack import wire
 from converter.formats.msgpack.values import CHUNKED_ARRAY, EXT_ARRAY, EXT_COMPLEX, EXT_NUMPY_SCALAR
-from converter.tree import Key, Leaf, LeafKind, LeafSpec, Path, Tree, format_path, numpy_dtype
+from converter.formats.sharing import copy_range, open_source, write_at
+from converter.formats.streaming import (
+    ARRAYS,
+    digest_function,
+    in_parallel,
+    leaf_pieces,
+    of_the_source,
+    whole_or_nothing,
+)
+from converter.stored import Extent
+from converter.tree import Key, Leaf, LeafKind, LeafSpec, Path, Tree, format_path, item_size
 
 MAX_CHUNK_SIZE = 2**30
 """Arrays of more bytes are split, as by flax's constant of the same name: msgpack ends at 2³² - 1 bytes per value."""
@@ -26,14 +34,17 @@ MAX_CHUNK_SIZE = 2**30
 BUFFER_SIZE = 1 << 20
 """Small leaves are gathered to writes of this size; larger payloads go to the system as they are."""
 
-Buffer = bytes | memoryview
+LEAST_COPY = 1 << 16
+"""Arrays of fewer bytes are not worth a system call of their own."""
+
+COPY_SIZE = 1 << 26
 
 
 class _Node(dict[Key, "_Node | Leaf"]):
     """An inner node of the nesting."""
 
 
-def write(tree: Tree, destination: FilePath, progress: Progress) -> None:
+def write(tree: Tree, destination: FilePath, progress: Progress) -> Written:
     """Writes ``tree`` to ``destination``; a file that was not finished is removed.
 
     ``progress`` is called with the bytes and leaves that were added since the last call.
@@ -44,24 +55,19 @@ def write(tree: Tree, destination: FilePath, progress: Progress) -> None:
       RuntimeError: a leaf whose value is not what its spec announced; a defect of the source's reader.
     """
     _refuse_unsupported(tree)
-    try:
-        stream = destination.open("xb", buffering=BUFFER_SIZE)
-    except OSError as error:
-        raise _refused(destination, error) from None
-    try:
-        for path, item in _unfold(_nested(tree)):
-            if isinstance(item, bytes):
-                _put(stream, destination, item)
-            else:
-                _put_leaf(stream, destination, path, item, progress)
-        _finish(stream, destination)
-    except BaseException:
-        # Closing flushes, which fails again on a full disk: the first error is the one to tell.
-        with suppress(OSError):
-            stream.close()
-        with suppress(OSError):
-            destination.unlink()
-        raise
+    if os.path.lexists(destination):
+        raise DestinationError(f"{destination} exists already")
+    with whole_or_nothing(destination), destination.open("xb") as stream:
+        return _Output(stream.fileno(), progress).write(_jobs(_unfold(_nested(tree))))
+
+
+def strategies(tree: Tree) -> dict[Path, Strategy]:
+    """How each array gets there; see ``Format.strategies``."""
+    return {
+        path: Strategy.STREAM if _extents(leaf) is None else Strategy.COPY
+        for path, leaf in tree.items()
+        if leaf.spec.kind in ARRAYS
+    }
 
 
 def objections(tree: Tree) -> dict[Path, str]:
@@ -86,7 +92,7 @@ def _problem(path: Path, spec: LeafSpec) -> str:
         return f"{spec} is a typed PRNG key, for which msgpack has no form"
     if spec.kind in (LeafKind.ARRAY, LeafKind.NUMPY_SCALAR):
         try:
-            numpy_dtype(spec.dtype)
+            item_size(spec.dtype)
         except ConverterError as error:
             return error.message
     return ""
@@ -134,29 +140,26 @@ def _unfold(root: _Node | Leaf) -> Iterator[tuple[Path, bytes | Leaf]]:
 # Leaves ----------------------------------------------------------------------------------------------------------
 
 
-def _put_leaf(stream: BinaryIO, destination: FilePath, path: Path, leaf: Leaf, progress: Progress) -> None:
-    value = leaf.fetch()
-    if leaf.spec.kind not in (LeafKind.ARRAY, LeafKind.NUMPY_SCALAR):
-        _put(stream, destination, _spell_value(path, leaf.spec, value))
-        progress(0, 1)
-        return
-    array = _checked_array(path, leaf.spec, value)
-    split = leaf.spec.kind is LeafKind.ARRAY and array.nbytes > MAX_CHUNK_SIZE
-    for piece in _split_pieces(array) if split else _array_pieces(array, leaf.spec.kind):
-        _put(stream, destination, piece)
-        if isinstance(piece, memoryview):
-            progress(piece.nbytes, 0)
-    progress(0, 1)
+def _payload(path: Path, leaf: Leaf) -> Iterator[Any]:
+    """The bytes of an array: where they are, if they can be copied as they are, else the bytes themselves."""
+    extents = _extents(leaf)
+    yield from leaf_pieces(path, leaf) if extents is None else extents
 
 
-def _checked_array(path: Path, spec: LeafSpec, value: Any) -> NDArray[Any]:
-    array = np.asarray(value)
-    # The file has no place for a byte order: all arrays in it are little-endian, as on every machine that runs JAX.
-    array = array.astype(array.dtype.newbyteorder("<"), copy=False)
-    if array.dtype != numpy_dtype(spec.dtype) or array.shape != spec.shape:
-        found = f"{array.dtype.name}[{','.join(map(str, array.shape))}]"
-        raise RuntimeError(f"{format_path(path)}: expected {spec} from its metadata, found {found} when it was read")
-    return array
+def _extents(leaf: Leaf) -> list[Extent] | None:
+    """Where on disk the bytes of an array stand one after the other as the file wants them; None where they do not."""
+    if leaf.spec.nbytes < LEAST_COPY:
+        return None
+    grid = leaf.grid()
+    if grid is None or not grid.encoding.is_raw or not grid.is_c_ordered or not grid.is_complete:
+        return None
+    if not grid.axes or any(not axis.is_whole for axis in grid.axes[1:]) or grid.axes[0].size % grid.axes[0].chunk:
+        return None
+    chunks = [grid.chunks[index] for index in grid.indices()]
+    extents = [chunk for chunk in chunks if isinstance(chunk, Extent)]
+    # What is too short for its shape is left to those who read it, and complain.
+    fits = sum(extent.length for extent in extents) == leaf.spec.nbytes
+    return extents if fits and len(extents) == len(chunks) else None
 
 
 def _spell_value(path: Path, spec: LeafSpec, value: Any) -> bytes:
@@ -197,51 +200,187 @@ def _spell_text(path: Path, text: str) -> bytes:
         raise UnsupportedCheckpoint(problem, "Rename or drop it.") from None
 
 
-def _array_pieces(array: NDArray[Any], kind: LeafKind = LeafKind.ARRAY) -> Iterator[Buffer]:
-    """[[length of each axis], name of the dtype, payload] inside of an extension value."""
-    shape = wire.spell_array_head(array.ndim) + b"".join(map(wire.spell_int, array.shape))
-    head = wire.spell_array_head(3) + shape + wire.spell_text(array.dtype.name) + wire.spell_bytes_head(array.nbytes)
+def _spell_array_head(kind: LeafKind, dtype: str, shape: tuple[int, ...], nbytes: int) -> bytes:
+    """[[length of each axis], name of the dtype, payload] inside of an extension value, up to the payload."""
+    axes = wire.spell_array_head(len(shape)) + b"".join(map(wire.spell_int, shape))
+    head = wire.spell_array_head(3) + axes + wire.spell_text(dtype) + wire.spell_bytes_head(nbytes)
     code = EXT_ARRAY if kind is LeafKind.ARRAY else EXT_NUMPY_SCALAR
-    yield wire.spell_ext_head(code, len(head) + array.nbytes) + head
-    # bfloat16 and its like have no buffer of their own, hence the view as bytes; a strided array is copied first.
-    yield np.ascontiguousarray(array.reshape(-1)).view(np.uint8).data
+    return wire.spell_ext_head(code, len(head) + nbytes) + head
 
 
-def _split_pieces(array: NDArray[Any]) -> Iterator[Buffer]:
-    """What flax's ``_chunk`` makes of an array that is too large for one value."""
-    flat = array.reshape(-1)
-    length = max(1, MAX_CHUNK_SIZE // array.itemsize)
-    starts = range(0, flat.size, length)
+def _framing(spec: LeafSpec) -> Iterator[bytes | int]:
+    """What stands around the bytes of an array, and how many of these come next; split as flax's ``_chunk`` does."""
+    if spec.kind is not LeafKind.ARRAY or spec.nbytes <= MAX_CHUNK_SIZE:
+        yield _spell_array_head(spec.kind, spec.dtype, spec.shape, spec.nbytes)
+        yield spec.nbytes
+        return
+    itemsize = item_size(spec.dtype)
+    length = max(1, MAX_CHUNK_SIZE // itemsize)
+    starts = range(0, spec.size, length)
     yield wire.spell_map_head(3) + wire.spell_text(CHUNKED_ARRAY) + wire.spell_bool(True)
-    yield wire.spell_text("shape") + wire.spell_map_head(array.ndim)
-    yield b"".join(wire.spell_text(str(axis)) + wire.spell_int(n) for axis, n in enumerate(array.shape))
+    yield wire.spell_text("shape") + wire.spell_map_head(len(spec.shape))
+    yield b"".join(wire.spell_text(str(axis)) + wire.spell_int(n) for axis, n in enumerate(spec.shape))
     yield wire.spell_text("chunks") + wire.spell_map_head(len(starts))
     for number, start in enumerate(starts):
-        yield wire.spell_text(str(number))
-        yield from _array_pieces(flat[start : start + length])
+        size = min(length, spec.size - start)
+        yield wire.spell_text(str(number)) + _spell_array_head(spec.kind, spec.dtype, (size,), size * itemsize)
+        yield size * itemsize
+
+
+class _Rest:
+    """Hands out so and so many bytes of a payload at a time."""
+
+    def __init__(self, payload: Iterator[Any]) -> None:
+        self._payload = payload
+        self._left: Any = b""
+
+    def take(self, size: int) -> Iterator[Any]:
+        while size:
+            if not _size(self._left):
+                self._left = next(self._payload)
+            taken = min(size, _size(self._left))
+            yield _part(self._left, 0, taken)
+            self._left = _part(self._left, taken, _size(self._left))
+            size -= taken
+
+    def finish(self) -> None:
+        """Lets the payload come to its end, where it may say that something was wrong."""
+        for _ in self._payload:
+            pass
+
+
+def _size(item: Any) -> int:
+    return item.length if isinstance(item, Extent) else len(item)
+
+
+def _part(item: Any, start: int, stop: int) -> Any:
+    if isinstance(item, Extent):
+        return Extent(item.file, item.offset + start, stop - start)
+    return memoryview(item)[start:stop]
 
 
 # The file --------------------------------------------------------------------------------------------------------
 
 
-def _put(stream: BinaryIO, destination: FilePath, data: Buffer) -> None:
-    try:
-        stream.write(data)
-    except OSError as error:
-        raise _refused(destination, error) from None
+@dataclass(slots=True)
+class _Job:
+    """A part of the file, written by one thread: bytes, and arrays whose bytes have to be fetched.
+
+    Attributes:
+      offset: where it begins.
+      size: how long it is.
+      leaves: how many of the leaves it holds.
+      parts: in the order of the file.
+    """
+
+    offset: int
+    size: int = 0
+    leaves: int = 0
+    parts: list[bytes | tuple[Path, Leaf]] = field(default_factory=list)
 
 
-def _finish(stream: BinaryIO, destination: FilePath) -> None:
-    try:
-        stream.flush()
-        os.fsync(stream.fileno())
-        stream.close()
-    except OSError as error:
-        raise _refused(destination, error) from None
+def _jobs(items: Iterator[tuple[Path, bytes | Leaf]]) -> list[_Job]:
+    """The file in parts of about ``BUFFER_SIZE``, or one large array: where each of them lies follows from specs."""
+    jobs = [_Job(0)]
+    for path, item in items:
+        if jobs[-1].size >= BUFFER_SIZE:
+            jobs.append(_Job(jobs[-1].offset + jobs[-1].size))
+        job = jobs[-1]
+        job.leaves += isinstance(item, Leaf)
+        if isinstance(item, Leaf) and item.spec.kind in ARRAYS:
+            job.parts.append((path, item))
+            job.size += sum(part if isinstance(part, int) else len(part) for part in _framing(item.spec))
+        else:
+            data = item if isinstance(item, bytes) else _spell_value(path, item.spec, item.fetch())
+            job.parts.append(data)
+            job.size += len(data)
+    return jobs
 
 
-def _refused(destination: FilePath, error: OSError) -> DestinationError:
-    return DestinationError(
-        f"{destination} cannot be written: {error.strerror or error}.",
-        "Check the path, its permissions and the space left, or choose another destination.",
-    )
+class _Output:
+    """The file while several threads write it."""
+
+    def __init__(self, number: int, progress: Progress) -> None:
+        self._number = number
+        self._progress = progress
+        self._written = Written()
+        self._extend = digest_function()
+        self._lock = threading.Lock()
+
+    def write(self, jobs: list[_Job]) -> Written:
+        in_parallel(self._run, jobs)
+        return self._written
+
+    def _run(self, job: _Job, go_on: Callable[[], None]) -> None:
+        place = _Place(self._number, job.offset)
+        for part in job.parts:
+            if isinstance(part, bytes):
+                place.put(part)
+            else:
+                self._put(*part, place, go_on)
+        place.flush()
+        with self._lock:
+            self._progress(0, job.leaves)
+
+    def _put(self, path: Path, leaf: Leaf, place: _Place, go_on: Callable[[], None]) -> None:
+        payload = _Rest(of_the_source(_payload(path, leaf)))
+        digest: int | None = 0
+        for part in _framing(leaf.spec):
+            if isinstance(part, bytes):
+                place.put(part)
+                continue
+            for piece in payload.take(part):
+                go_on()
+                if isinstance(piece, Extent):
+                    digest = None
+                    place.copy(piece, go_on)
+                else:
+                    digest = None if digest is None else self._extend(digest, piece)
+                    place.put(piece)
+                with self._lock:
+                    self._progress(_size(piece), 0)
+        payload.finish()
+        with self._lock:
+            if digest is None:
+                self._written.copied += leaf.spec.nbytes
+            else:
+                self._written.digests[path] = digest
+                self._written.streamed += leaf.spec.nbytes
+
+
+class _Place:
+    """Where one thread is in the file; it gathers small parts."""
+
+    def __init__(self, number: int, offset: int) -> None:
+        self._number = number
+        self._offset = offset
+        self._parts: list[Any] = []
+        self._size = 0
+
+    def put(self, data: Any) -> None:
+        self._parts.append(data)
+        self._size += len(data)
+        if self._size >= BUFFER_SIZE:
+            self.flush()
+
+    def flush(self) -> None:
+        data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        write_at(self._number, data, self._offset)
+        self._offset += self._size
+        self._parts, self._size = [], 0
+
+    def copy(self, extent: Extent, go_on: Callable[[], None]) -> None:
+        self.flush()
+        start, left = extent.offset, extent.length
+        source = open_source(extent.file)
+        try:
+            while left:
+                go_on()
+                done = copy_range(source, self._number, min(left, COPY_SIZE), start, self._offset)
+                if not done:
+                    raise UnreadableCheckpoint(
+                        f"{extent.file} became shorter while it was read: {left} bytes are missing", "Copy it again."
+                    )
+                start, self._offset, left = start + done, self._offset + done, left - done
+        finally:
+            os.close(source)

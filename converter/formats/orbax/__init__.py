@@ -1,17 +1,17 @@
-"""Orbax checkpoints: a directory per item, read through TensorStore alone, written by Orbax itself."""
+"""Orbax checkpoints: a directory per item, read and written without Orbax."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path as FilePath
 from typing import Any
 
 from converter.errors import UnreadableCheckpoint
-from converter.formats.checkpoint import Checkpoint, Progress
+from converter.formats.checkpoint import PLAIN, Checkpoint, Progress, Strategy, Writing, Written
 from converter.formats.orbax import layout
 from converter.formats.orbax.arrays import ArrayStore
 from converter.formats.orbax.legacy import Placeholder, read_legacy_tree
@@ -21,12 +21,13 @@ from converter.formats.orbax.metadata import (
     METADATA_FILE,
     Entry,
     ItemMetadata,
+    SavedArrays,
     Strings,
     handler_of,
     read_item_metadata,
-    read_key_implementations,
     refuse_shared_names,
 )
+from converter.grid import Grid
 from converter.tree import Leaf, LeafKind, LeafSpec, Path, Tree, empty_spec, format_path
 
 _PYTHON_TYPES: Mapping[str, type] = {"bool": bool, "int": int, "uint": int, "complex": complex}
@@ -34,9 +35,9 @@ _PYTHON_TYPES: Mapping[str, type] = {"bool": bool, "int": int, "uint": int, "com
 
 
 class OrbaxFormat:
-    """Reads what Orbax 0.1 to 0.12 wrote, and writes what the installed Orbax writes.
+    """Reads what Orbax 0.1 to 0.12 wrote, and writes the layout of 0.12.
 
-    Reading imports neither jax nor Orbax: the layout on disk is stable, the classes are not.
+    Neither jax nor Orbax is imported for either: the layout on disk is stable, the classes are not.
     """
 
     name = "orbax"
@@ -86,14 +87,29 @@ class OrbaxFormat:
 
         return leaf_objections(tree)
 
-    def write(self, tree: Tree, destination: FilePath, progress: Progress, *, final: FilePath | None = None) -> None:
-        """Saves ``tree`` as one item with Orbax's own saver.
+    def strategies(self, tree: Tree, writing: Writing) -> Mapping[Path, Strategy]:
+        """How each array gets there: bytes that need not change stay where they are."""
+        from converter.formats.orbax.writer import strategies
+
+        return strategies(tree, writing)
+
+    def write(
+        self,
+        tree: Tree,
+        destination: FilePath,
+        progress: Progress,
+        *,
+        final: FilePath | None = None,
+        writing: Writing = PLAIN,
+    ) -> Written:
+        """Writes ``tree`` as one item, in the layout of the current Orbax.
 
         Args:
-          tree: the leaves; all of them are in memory while Orbax saves.
+          tree: the leaves; a few pieces of an array are in memory at a time.
           destination: the item directory to make.
-          progress: told of every leaf when it has been fetched.
+          progress: told of every leaf when it is done.
           final: where the caller will move ``destination`` to; Orbax notes a path in ``commit_success.txt``.
+          writing: what the user wants of it.
 
         Raises:
           UnsupportedCheckpoint: leaves that Orbax cannot hold, all of them listed; nothing has been written.
@@ -101,7 +117,7 @@ class OrbaxFormat:
         """
         from converter.formats.orbax.writer import save
 
-        save(tree, destination, progress, final)
+        return save(tree, destination, progress, final, writing)
 
 
 def _refuse_links_outside(location: layout.Location) -> None:
@@ -158,7 +174,7 @@ def _leaves(
 ) -> Iterator[tuple[Path, Leaf]]:
     """The leaves in the order of the file."""
     strings = Strings(directory)
-    keys = read_key_implementations(directory)
+    saved = SavedArrays(directory)
     arrays = [entry for entry in metadata.entries if entry.is_array]
     specs = dict(zip((entry.path for entry in arrays), store.specs(arrays), strict=True))
     for entry in metadata.entries:
@@ -171,17 +187,23 @@ def _leaves(
         elif entry.is_text:
             yield entry.path, Leaf(LeafSpec(LeafKind.TEXT, "str"), partial(strings.__getitem__, entry))
         else:
-            yield entry.path, _array_leaf(entry, specs[entry.path], keys.get(entry.name), store)
+            yield entry.path, _array_leaf(entry, specs[entry.path], saved, store)
 
 
-def _array_leaf(entry: Entry, spec: LeafSpec, implementation: str | None, store: ArrayStore) -> Leaf:
-    fetch: Callable[[], Any] = partial(store.read, entry)
+def _array_leaf(entry: Entry, spec: LeafSpec, saved: SavedArrays, store: ArrayStore) -> Leaf:
+    def fetch() -> Any:
+        return store.read(entry, saved[entry])
+
+    def grid() -> Grid:
+        return store.grid(entry, saved[entry])
+
+    implementation = saved.key_implementation(entry)
     if implementation is not None:
-        return Leaf(LeafSpec(LeafKind.KEY, implementation, spec.shape[:-1]), fetch)
+        return Leaf(LeafSpec(LeafKind.KEY, implementation, spec.shape[:-1]), fetch, grid)
     if entry.value_type == "scalar" and not spec.shape:
         python_type = _PYTHON_TYPES.get(spec.dtype.rstrip("0123456789"), float)
-        return Leaf(LeafSpec(LeafKind.SCALAR, python_type.__name__), lambda: python_type(store.read(entry).item()))
-    return Leaf(spec, fetch)
+        return Leaf(LeafSpec(LeafKind.SCALAR, python_type.__name__), lambda: python_type(fetch().item()), grid)
+    return Leaf(spec, fetch, grid)
 
 
 def _facts(location: layout.Location, metadata: ItemMetadata, store: ArrayStore) -> Iterator[tuple[str, str]]:

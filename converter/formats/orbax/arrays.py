@@ -1,4 +1,4 @@
-"""The arrays of an Orbax item, read through TensorStore: dtype and shape of all at once, values one by one.
+"""The arrays of an Orbax item: dtype and shape of all at once, how each of them lies on disk, values one by one.
 
 An array is a zarr 2 or zarr 3 array named after its leaf. All of them lie either in one OCDBT database (a key-value
 store in the files ``manifest.ocdbt`` and ``d/*``) or in one directory each. Orbax up to 0.4 with ``use_ocdbt=False``
@@ -9,20 +9,25 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
-import re
-from collections.abc import Iterator, Sequence
+import itertools
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path as FilePath
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from converter.errors import UnreadableCheckpoint, UnsupportedCheckpoint
-from converter.formats.orbax.metadata import Entry
-from converter.tree import LeafSpec, array_spec, format_path, numpy_dtype
+from converter.formats import decoding, zarr
+from converter.formats.chunks import chunk_bytes
+from converter.formats.ocdbt import read_database
+from converter.formats.orbax.metadata import Entry, SavedArray, key_prefix
+from converter.formats.zarr import ZarrArray
+from converter.grid import Chunk, Grid, Index
+from converter.stored import Extent
+from converter.tree import LeafSpec, array_spec, format_path, is_common_dtype, item_size, numpy_dtype
 
-_CACHE_BYTES = 100_000_000
-"""For the decoded index of an OCDBT database, as Orbax grants itself; array data are not cached."""
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class ArrayStore:
@@ -39,16 +44,14 @@ class ArrayStore:
 
     def __init__(self, directory: FilePath, zarr3: bool, all_stored: bool) -> None:
         self.database = _find_database(directory)
-        self.zarr3 = zarr3
+        self.version = "zarr3" if zarr3 else "zarr2"
         self._directory = directory
         self._all_stored = all_stored
-        self._context: Any = None
-        self._store: Any = None
 
     @property
     def layout(self) -> str:
         """``OCDBT, zarr2``, ``files, zarr3`` …"""
-        return f"{'files' if self.database is None else 'OCDBT'}, {'zarr3' if self.zarr3 else 'zarr2'}"
+        return f"{'files' if self.database is None else 'OCDBT'}, {self.version}"
 
     def specs(self, entries: Sequence[Entry]) -> list[LeafSpec]:
         """What is known of every array without reading it.
@@ -57,9 +60,7 @@ class ArrayStore:
           UnreadableCheckpoint: the metadata of an array is missing or damaged.
           UnsupportedCheckpoint: a dtype that NumPy and ml_dtypes do not know.
         """
-        if not entries:
-            return []
-        texts = self._read_metadata(entries)
+        texts = [self._metadata(entry) for entry in entries]
         missing = [format_path(entry.path) for entry, text in zip(entries, texts, strict=True) if text is None]
         if missing:
             listed = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
@@ -71,71 +72,147 @@ class ArrayStore:
         parsed: dict[bytes | None, LeafSpec] = {}
         for entry, text in zip(entries, texts, strict=True):
             if text not in parsed:
-                parsed[text] = _parse_array(entry, text or b"")
+                array = _parse(entry, text or b"")
+                parsed[text] = array_spec(array.dtype, array.shape)
         return [parsed[text] for text in texts]
 
-    def read(self, entry: Entry) -> np.ndarray[Any, Any]:
+    def grid(self, entry: Entry, saved: SavedArray) -> Grid:
+        """How an array lies on disk.
+
+        Raises:
+          UnreadableCheckpoint: a chunk is missing that should be there.
+        """
+        array = _parse(entry, self._metadata(entry) or b"")
+        axes = array.axes(saved.write_shape, saved.partition)
+        chunks = self._chunks(entry, array)
+        made = Grid(axes, array.order, array.encoding, chunks, linkable=True, origin=saved)
+        if array.encoding.is_raw:
+            self._check_lengths(entry, array, chunks)
+        if self._all_stored and not made.is_complete:
+            lost = next(index for index in made.indices() if index not in chunks)
+            raise UnreadableCheckpoint(
+                f"{format_path(entry.path)}: its chunk {array.chunk_key(lost)} is missing in {self._directory}",
+                "The checkpoint is damaged or incomplete; copy it again or use another step.",
+            )
+        return made
+
+    def _check_lengths(self, entry: Entry, array: ZarrArray, chunks: Mapping[Index, Chunk]) -> None:
+        """Refuses chunks of bare elements that are too few or too many: nobody reads them where they are linked to."""
+        size = math.prod(array.chunks) * item_size(array.dtype)
+        for index, chunk in chunks.items():
+            length = len(chunk) if isinstance(chunk, bytes) else chunk.length
+            if length != size:
+                raise UnreadableCheckpoint(
+                    f"{format_path(entry.path)}: its chunk {array.chunk_key(index)} in {self._directory} is damaged: "
+                    f"expected {size} bytes, found {length}",
+                    "Copy the checkpoint again, or use another step.",
+                )
+
+    def read(self, entry: Entry, saved: SavedArray) -> np.ndarray[Any, Any]:
         """The value of one array, in C order.
 
         Raises:
           UnreadableCheckpoint: a chunk is missing, truncated or cannot be decoded.
         """
-        import tensorstore as ts
+        grid = self.grid(entry, saved)
+        try:
+            return decoding.read(grid) if decoding.can_decode(grid) else self._read_with_tensorstore(entry)
+        except UnreadableCheckpoint as error:
+            raise UnreadableCheckpoint(
+                f"{format_path(entry.path)}: its array cannot be read: {error.message}", error.advice
+            ) from None
 
-        spec = {
-            "driver": "zarr3" if self.zarr3 else "zarr",
-            "kvstore": self._store_spec(self._prefix(entry)),
-            "cache_pool": "cache_pool#data",
-            "fill_missing_data_reads": not self._all_stored,
-        }
+    # Keys and values -------------------------------------------------------------------------------------------------
 
-        self._open()
-        with _reporting(entry, "its array cannot be read"):
-            return np.asarray(ts.open(spec, context=self._context, open=True, read=True).result().read().result())
+    @functools.cached_property
+    def _values(self) -> Mapping[bytes, Chunk]:
+        """All values of the database."""
+        return read_database(self.database) if self.database is not None else {}
 
     def _prefix(self, entry: Entry) -> str:
-        """What the keys of an array begin with; the name is empty where the whole tree is one array.
+        """What the keys of an array begin with.
 
         Raises:
           UnreadableCheckpoint: a name that leads out of the directory.
         """
-        if self.database is None and ".." in entry.name.split("/"):
+        if self.database is None and (entry.name[:1] == "/" or "\0" in entry.name or ".." in entry.name.split("/")):
             raise UnreadableCheckpoint(f"{format_path(entry.path)}: the name {entry.name!r} leaves {self._directory}")
-        return f"{entry.name}/" if entry.name else ""
+        return key_prefix(entry.name)
 
-    def _store_spec(self, prefix: str = "") -> dict[str, Any]:
-        directory = {"driver": "file", "path": f"{self.database or self._directory}/"}
+    def _metadata(self, entry: Entry) -> bytes | None:
+        """``.zarray`` (zarr 2) or ``zarr.json`` (zarr 3), None where it is absent."""
+        key = self._prefix(entry) + zarr.METADATA_KEYS[self.version]
+        if self.database is not None:
+            value = self._values.get(key.encode())
+            return value if value is None else chunk_bytes(value)
+        try:
+            return (self._directory / key).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def _chunks(self, entry: Entry, array: ZarrArray) -> dict[Index, Chunk]:
+        """The chunks that are stored."""
+        prefix = self._prefix(entry)
+        found: dict[Index, Chunk] = {}
         if self.database is None:
-            return {**directory, "path": f"{self._directory}/{prefix}"}
-        return {"driver": "ocdbt", "base": directory, "path": prefix}
+            files = _files(self._directory / prefix)
+            for index in _possible(array, len(files)):
+                name = array.chunk_key(index)
+                if name in files:
+                    found[index] = Extent(f"{self._directory}/{prefix}{name}", 0, files[name])
+            return found
+        values = self._values
+        for index in _possible(array, len(values)):
+            value = values.get(f"{prefix}{array.chunk_key(index)}".encode())
+            if value is not None:
+                found[index] = value
+        return found
 
-    def _open(self) -> Any:
-        """The key-value store. It stays open, or TensorStore would decode the index of the database for every read."""
+    def _read_with_tensorstore(self, entry: Entry) -> np.ndarray[Any, Any]:
+        """For codecs that only TensorStore knows; the whole array is in memory."""
+        import numpy as np
         import tensorstore as ts
 
-        if self._store is None:
-            pools = {"cache_pool": {"total_bytes_limit": _CACHE_BYTES}, "cache_pool#data": {"total_bytes_limit": 0}}
-            self._context = ts.Context(pools)
-            self._store = ts.KvStore.open(self._store_spec(), context=self._context).result()
-        return self._store
+        place: dict[str, Any] = {"driver": "file", "path": f"{self._directory}/{self._prefix(entry)}"}
+        if self.database is not None:
+            base = {"driver": "file", "path": f"{self.database}/"}
+            place = {"driver": "ocdbt", "base": base, "path": self._prefix(entry)}
+        driver = "zarr3" if self.version == "zarr3" else "zarr"
+        with _reporting("TensorStore"):
+            opened = ts.open({"driver": driver, "kvstore": place}, open=True, read=True).result()
+            return np.asarray(opened.read().result())
 
-    def _read_metadata(self, entries: Sequence[Entry]) -> list[bytes | None]:
-        """``.zarray`` (zarr 2) or ``zarr.json`` (zarr 3) of every entry, ``None`` for absent ones."""
-        inner = "zarr.json" if self.zarr3 else ".zarray"
-        keys = [self._prefix(entry) + inner for entry in entries]
-        known = {} if self.database is None else _small_values(self.database, inner)
-        store = self._open()
-        # All reads are issued before the first is awaited, so TensorStore runs them side by side.
-        pending = [None if key in known else store.read(key) for key in keys]
-        values: list[bytes | None] = []
-        for entry, key, future in zip(entries, keys, pending, strict=True):
-            if future is None:
-                values.append(known[key])
-                continue
-            with _reporting(entry, "its array metadata cannot be read"):
-                result = future.result()
-            values.append(result.value if result.state == "value" else None)
-        return values
+
+def _possible(array: ZarrArray, stored: int) -> Iterator[Index]:
+    """All places of a grid.
+
+    Raises:
+      UnreadableCheckpoint: there are so many that nearly all must be missing: a damaged shape.
+    """
+    counts = [-(-size // chunk) for size, chunk in zip(array.shape, array.chunks, strict=True)]
+    number = math.prod(counts)
+    if number > 1000 * (stored + 1000):
+        raise UnreadableCheckpoint(
+            f"an array {list(array.shape)} in chunks {list(array.chunks)} would have {number} chunks, "
+            f"and the checkpoint has {stored} values",
+            "Its metadata are damaged; copy the checkpoint again or use another step.",
+        )
+    return itertools.product(*map(range, counts))
+
+
+def _files(directory: FilePath) -> dict[str, int]:
+    """The files below a directory by relative name, with their sizes."""
+    found: dict[str, int] = {}
+    pending = [(str(directory), "")]
+    while pending:
+        place, prefix = pending.pop()
+        with os.scandir(place) as entries:
+            for each in entries:
+                if each.is_dir():
+                    pending.append((each.path, f"{prefix}{each.name}/"))
+                else:
+                    found[prefix + each.name] = each.stat().st_size
+    return found
 
 
 def _find_database(directory: FilePath) -> FilePath | None:
@@ -152,55 +229,17 @@ def _find_database(directory: FilePath) -> FilePath | None:
     return unmerged[0] if unmerged else None
 
 
-def _small_values(database: FilePath, inner: str) -> dict[str, bytes]:
-    """The values that an OCDBT database of one index node keeps inside that node, for keys that end in ``inner``.
-
-    Orbax allows index nodes of 100 MB, so nearly every database has one, and a lookup in it takes time in proportion to
-    its size: 4 s for the metadata of 50,000 arrays, against 0.2 s for this. Databases of more nodes, and values in data
-    files, are left to ordinary reads.
-
-    Raises:
-      UnreadableCheckpoint: the manifest or the node is missing or damaged.
-    """
-    import tensorstore as ts
-
-    with _reporting(None, f"{database}: its OCDBT database cannot be read"):
-        base = ts.KvStore.open({"driver": "file", "path": f"{database}/"}).result()
-        versions = ts.ocdbt.dump(base).result().get("versions")
-        latest = max(versions, key=lambda version: version["generation_number"]) if versions else {}
-        location = latest.get("root", {}).get("location")
-        if location is None or latest.get("root_height") != 0:
-            return {}
-        node = ts.ocdbt.dump(base, location).result()
-    suffix = inner.encode()
-    inline = [entry for entry in node["entries"] if "inline_value" in entry and entry["key"].endswith(suffix)]
-    return {entry["key"].decode(errors="replace"): entry["inline_value"] for entry in inline}
-
-
-def _parse_array(entry: Entry, text: bytes) -> LeafSpec:
+def _parse(entry: Entry, text: bytes) -> ZarrArray:
     """Reads ``.zarray`` (zarr 2) or ``zarr.json`` (zarr 3)."""
     try:
-        content = json.loads(text)
-        dtype = content["data_type"] if "data_type" in content else content["dtype"]
-        shape = [int(size) for size in content["shape"]]
-    except (KeyError, TypeError, ValueError) as error:
+        array = zarr.parse(text)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UnreadableCheckpoint(
             f"{format_path(entry.path)}: its array metadata are damaged: {error!r} in {text[:80]!r}"
         ) from None
-    if not isinstance(dtype, str) or re.fullmatch(r"[<>|][OSUVMm]\d*", dtype):
-        raise UnsupportedCheckpoint(f"{format_path(entry.path)}: an array of dtype {dtype!r} cannot be a leaf")
-    # zarr 2 writes NumPy's type strings ("<f4") where they exist, names ("bfloat16") elsewhere; zarr 3 writes names.
-    name = np.dtype(dtype).name if re.fullmatch(r"[<>|][biufc]\d+", dtype) else dtype
-    try:
-        spec = array_spec(numpy_dtype(name).name, shape)
     except UnsupportedCheckpoint as error:
         raise UnsupportedCheckpoint(f"{format_path(entry.path)}: {error.message}", error.advice) from None
-    if not is_storable(name, "zarr3" if "data_type" in content else "zarr"):
-        raise UnsupportedCheckpoint(
-            f"{format_path(entry.path)}: the installed TensorStore does not know the dtype {name}",
-            "Upgrade tensorstore.",
-        )
-    return spec
+    return array
 
 
 @functools.cache
@@ -209,6 +248,8 @@ def is_storable(dtype: str, driver: str = "zarr") -> bool:
 
     0.1.86 lacks uint2, uint4, float6 and float8_e4m3; 0.1.76 lacks float4 and float8_e8m0fnu too.
     """
+    if is_common_dtype(dtype) and dtype != "uint4":  # every supported TensorStore has these; the others are tried
+        return True
     import tensorstore as ts
 
     spec = {"driver": driver, "kvstore": "memory://"}
@@ -220,13 +261,12 @@ def is_storable(dtype: str, driver: str = "zarr") -> bool:
 
 
 @contextlib.contextmanager
-def _reporting(entry: Entry | None, what: str) -> Iterator[None]:
+def _reporting(what: str) -> Iterator[None]:
     """TensorStore reports all damage as ValueError and the like, and appends its whole specification."""
     try:
         yield
     except (ValueError, KeyError, NotImplementedError, OSError, RuntimeError) as error:
-        where = f"{format_path(entry.path)}: " if entry is not None else ""
         reason = str(error).partition(" [tensorstore_spec=")[0].partition(" [source locations=")[0]
         raise UnreadableCheckpoint(
-            f"{where}{what}: {reason}", "The checkpoint is damaged or incomplete; copy it again or use another step."
+            f"{what}: {reason}", "The checkpoint is damaged or incomplete; copy it again or use another step."
         ) from None

@@ -10,9 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path as FilePath
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from converter.errors import UnreadableCheckpoint, UnsupportedCheckpoint
 from converter.tree import (
@@ -27,6 +25,9 @@ from converter.tree import (
     format_path,
     numpy_dtype,
 )
+
+if TYPE_CHECKING:
+    pass
 
 _PLACEHOLDER = "PLACEHOLDER://"
 _FLAX_PLACEHOLDERS = ("//GDAPlaceholder:", "//GDAARRAYPlaceholder:")
@@ -61,6 +62,7 @@ def read_legacy_tree(file: FilePath) -> dict[Path, Leaf | Placeholder]:
 
 def _decode(code: int, data: bytes) -> Any:
     import msgpack
+    import numpy as np
 
     if code == _COMPLEX:
         return complex(*msgpack.unpackb(data))
@@ -88,6 +90,8 @@ def _leaves(value: Any, path: Path) -> Iterator[tuple[Path, Leaf | Placeholder]]
 
 
 def _join_chunks(value: Mapping[str, Any]) -> Any:
+    import numpy as np
+
     shape = [value["shape"][str(axis)] for axis in range(len(value["shape"]))]
     return np.concatenate([value["chunks"][str(number)] for number in range(len(value["chunks"]))]).reshape(shape)
 
@@ -97,6 +101,8 @@ def _leaf(value: Any, path: Path) -> Leaf:
 
 
 def _spec(value: Any, path: Path) -> LeafSpec:
+    import numpy as np
+
     match value:
         case None:
             return empty_spec("none")

@@ -11,9 +11,12 @@ from collections.abc import Sequence
 from converter.errors import UnsupportedCheckpoint
 from converter.formats.orbax.arrays import is_storable
 from converter.formats.orbax.metadata import Entry, refuse_shared_names
-from converter.tree import Leaf, LeafKind, Path, Tree, format_path
+from converter.tree import KEY_WORDS, Leaf, LeafKind, Path, Tree, format_path
 
 _SHOWN = 40
+
+_LONGEST_NAME = 65_000
+"""Bytes; OCDBT's keys end at 65,535, and to the name they add the number of a chunk."""
 
 
 def refuse_unsupported(tree: Tree) -> None:
@@ -44,8 +47,20 @@ def leaf_objections(tree: Tree) -> dict[Path, str]:
     return {
         path: f"{leaf.spec} {objection}"
         for path, leaf in tree.items()
-        if (objection := _objection(path, leaf)) is not None
+        if (objection := _name_objection(path) or _objection(path, leaf)) is not None
     }
+
+
+def _name_objection(path: Path) -> str | None:
+    """Why no key of the database can begin with this path."""
+    name = ".".join(path)
+    if len(name) < _LONGEST_NAME // 4 and name.isascii():
+        return None
+    try:
+        length = len(name.encode())
+    except UnicodeEncodeError:
+        return "has a name that is no Unicode text"
+    return f"has a name of {length} bytes, of which Orbax can store {_LONGEST_NAME}" if length > _LONGEST_NAME else None
 
 
 def _objection(path: Path, leaf: Leaf) -> str | None:
@@ -55,6 +70,8 @@ def _objection(path: Path, leaf: Leaf) -> str | None:
         case LeafKind.ARRAY | LeafKind.NUMPY_SCALAR | LeafKind.KEY:
             if spec.kind is not LeafKind.KEY and not is_storable(spec.dtype):
                 return "has a dtype that TensorStore cannot store"
+            if spec.kind is LeafKind.KEY and spec.dtype not in KEY_WORDS and leaf.grid() is None:
+                return "is of an implementation that JAX does not have"
             return None if spec.size else "has no elements; Orbax refuses arrays of size zero"
         case LeafKind.SCALAR if spec.dtype == "complex":
             return "is a Python number; Orbax holds complex numbers in arrays only"

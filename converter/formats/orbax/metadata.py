@@ -7,9 +7,11 @@
 
 from __future__ import annotations
 
+import base64
+import functools
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
@@ -19,6 +21,7 @@ from converter.tree import IndexKey, Key, Path, format_path
 
 METADATA_FILE = "_METADATA"
 LEGACY_FILE = "checkpoint"
+SHARDING_FILE = "_sharding"
 
 EMPTY_TYPES: Mapping[str, str] = {
     "None": "none",
@@ -108,7 +111,10 @@ def _entry(value: Mapping[str, Any]) -> Entry:
     path = tuple(_key(key) for key in value["key_metadata"])
     value_type = value["value_metadata"]["value_type"]
     inline = bool(value["value_metadata"]["skip_deserialize"]) and value_type not in EMPTY_TYPES
-    return Entry(path, ".".join(path), str(value_type), inline)
+    name = ".".join(path)
+    if not name.isascii():
+        name.encode()  # what is no Unicode text cannot be the name of anything
+    return Entry(path, name, str(value_type), inline)
 
 
 def _key(key: Mapping[str, Any]) -> Key:
@@ -126,34 +132,108 @@ def refuse_shared_names(entries: Iterable[Entry]) -> None:
     Raises:
       UnsupportedCheckpoint: some leaves with data share a name.
     """
-    stored = [entry for entry in entries if not entry.is_empty and not entry.inline]
-    counts = Counter(entry.name for entry in stored)
+    stored = [(entry, key_prefix(entry.name)) for entry in entries if not entry.is_empty and not entry.inline]
+    counts = Counter(prefix for _, prefix in stored)
     if len(counts) == len(stored):
         return
-    shared = [f"  {format_path(entry.path)} is stored as {entry.name}" for entry in stored if counts[entry.name] > 1]
+    shared = [f"  {format_path(e.path)} is stored as {e.name}" for e, prefix in stored if counts[prefix] > 1]
     raise UnsupportedCheckpoint(
         "\n".join(["Orbax joins keys by dots, and with keys that hold dots some leaves share one name:", *shared]),
         "Rename these keys.",
     )
 
 
-def read_key_implementations(directory: FilePath) -> dict[str, str]:
-    """The PRNG implementation of every typed key, by the name of its data (Orbax from 0.11.25).
+def key_prefix(name: str) -> str:
+    """What the keys of an array begin with: its name as TensorStore makes that of a directory of it.
+
+    It is empty where the whole tree is one array.
+    """
+    return "" if name in ("", "/") else f"{name.removesuffix('/')}/"
+
+
+@dataclass(frozen=True, slots=True)
+class SavedArray:
+    """What Orbax noted about an array beside the array itself.
+
+    Attributes:
+      value_type: as in ``Entry``.
+      write_shape: what one process wrote at a time; empty where nothing is noted (or for scalars).
+      is_listed: ``array_metadatas`` has an entry for it.
+      extra: what that entry says beyond shapes (``{"random_key_impl": "threefry2x32"}``).
+      sharding: its entry in ``_sharding``, parsed; None where there is none.
+    """
+
+    value_type: str
+    write_shape: tuple[int, ...] = ()
+    is_listed: bool = False
+    extra: Mapping[str, Any] | None = None
+    sharding: Mapping[str, Any] | None = None
+
+    @property
+    def partition(self) -> Sequence[Any]:
+        """The mesh axes of each axis of the array; there may be fewer than axes."""
+        spec = (self.sharding or {}).get("partition_spec")
+        return spec if isinstance(spec, list) else ()
+
+
+class SavedArrays:
+    """What Orbax noted about every array of an item. ``_sharding`` is read when the first of them is asked for.
 
     Raises:
       UnreadableCheckpoint: a damaged file.
     """
-    implementations: dict[str, str] = {}
+
+    def __init__(self, directory: FilePath) -> None:
+        self._directory = directory
+        self._listed = _read_array_metadatas(directory)
+        self._shardings: Mapping[str, Any] | None = None
+
+    def key_implementation(self, entry: Entry) -> str | None:
+        """The implementation of a typed PRNG key (Orbax from 0.11.25), None for other arrays."""
+        listed = self._listed.get(entry.name)
+        extra = listed.get("ext_metadata") if listed is not None else None
+        return str(extra["random_key_impl"]) if extra and extra.get("random_key_impl") is not None else None
+
+    def __getitem__(self, entry: Entry) -> SavedArray:
+        if self._shardings is None:
+            self._shardings = _read_shardings(self._directory)
+        listed = self._listed.get(entry.name)
+        shape = (listed or {}).get("write_shape") or ()
+        return SavedArray(
+            entry.value_type,
+            tuple(int(length) for length in shape),
+            listed is not None,
+            (listed or {}).get("ext_metadata"),
+            self._shardings.get(sharding_key(entry.name)),
+        )
+
+
+def sharding_key(name: str) -> str:
+    """What an array is called in ``_sharding``."""
+    return base64.urlsafe_b64encode(name.encode()).decode()
+
+
+def _read_array_metadatas(directory: FilePath) -> dict[str, Mapping[str, Any]]:
+    found: dict[str, Mapping[str, Any]] = {}
     for file in sorted((directory / "array_metadatas").glob("process_*")):
         try:
             for entry in read_json(file)["array_metadatas"]:
                 array = entry["array_metadata"]
-                implementation = (array.get("ext_metadata") or {}).get("random_key_impl")
-                if implementation is not None:
-                    implementations[array["param_name"]] = str(implementation)
-        except (AttributeError, KeyError, TypeError) as error:
+                dict(array.get("ext_metadata") or {})
+                found.setdefault(array["param_name"], array)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UnreadableCheckpoint(f"{file} is damaged: it is not Orbax array metadata ({error!r})") from None
-    return implementations
+    return found
+
+
+def _read_shardings(directory: FilePath) -> dict[str, Any]:
+    """Nobody needs them to read arrays (the devices are those of another machine): damage is no reason to refuse."""
+    try:
+        content = json.loads((directory / SHARDING_FILE).read_bytes())
+        parse = functools.cache(json.loads)  # most arrays lie on the same devices
+        return {name: parse(text) for name, text in content.items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
 
 
 class Strings:

@@ -1,40 +1,62 @@
-"""Saving a tree with Orbax's own saver.
+"""Writing a tree as an Orbax item: an OCDBT database of zarr arrays with Orbax's JSON files beside it.
 
-``PyTreeCheckpointer`` is used and not ``StandardCheckpointer``, because the latter refuses texts; the files are the
-same otherwise, and either of them and the v1 API read them.
+Arrays whose bytes need not change are named where they lie (``sharing``); the others are streamed into one data file, a
+few pieces of an array in memory at a time. Orbax itself is not needed: its layout on disk is documented
+by TensorStore (OCDBT) and zarr, and the result is what its own savers write, read by all of its readers.
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
+import math
 import os
-import re
-import shutil
-import sys
-import threading
 import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-import numpy as np
-
-from converter.errors import DestinationError, UnsupportedCheckpoint
-from converter.formats.checkpoint import Progress, undisturbed
-from converter.formats.orbax.layout import UNFINISHED
+from converter.errors import DestinationError
+from converter.formats import decoding, zarr
+from converter.formats.checkpoint import PLAIN, Progress, Strategy, Writing, Written
+from converter.formats.chunks import chunk_bytes
+from converter.formats.ocdbt import MAX_INLINE_BYTES, write_database
+from converter.formats.orbax.describing import Described, write_commit, write_metadata, write_strings
 from converter.formats.orbax.limits import refuse_unsupported
-from converter.tree import IndexKey, Leaf, LeafKind, LeafSpec, Path, Tree, format_path, nest
+from converter.formats.orbax.metadata import SavedArray, key_prefix
+from converter.formats.sharing import SharedFiles
+from converter.formats.streaming import ARRAYS, digest_function, in_turn, leaf_pieces, whole_or_nothing
+from converter.grid import Axis, Chunk, Encoding, Grid
+from converter.stored import Extent
+from converter.tree import KEY_WORDS, Leaf, LeafKind, LeafSpec, Path, Tree
 
-_EMPTY_NODES: dict[str, Callable[[], Any]] = {"dict": dict, "list": list, "tuple": tuple}
-"""What stands for each kind of empty leaf; None for the others."""
+if TYPE_CHECKING:
+    pass
 
-_PATIENCE, _LONG_PATIENCE, _REMOVALS = 1.0, 10.0, 10
-"""Seconds to wait for TensorStore to give up, and for the threads of a failed save; how often to look then."""
+_ZSTD = '{"compressor":{"id":"zstd","level":1},"fill_value":null,"filters":null}'
+"""What Orbax itself compresses with."""
+
+_ON_A_CPU = {"sharding_type": "SingleDeviceSharding", "device_str": "cpu:0"}
+"""As JAX calls the device that is always there. Orbax restores a typed PRNG key only where it is told a device."""
+
+_BUFFER = 1 << 20
 
 
-def save(tree: Tree, destination: FilePath, progress: Progress, final: FilePath | None = None) -> None:
+def strategies(tree: Tree, writing: Writing) -> dict[Path, Strategy]:
+    """How each array gets there; see ``Format.strategies``."""
+    grids = _shared_grids(tree, writing)
+    found: dict[Path, Strategy] = {}
+    for path, leaf in tree.items():
+        if leaf.spec.kind in ARRAYS or leaf.spec.kind is LeafKind.SCALAR:
+            grid = grids.get(path)
+            shared = Strategy.RELINK if grid is not None and grid.linkable and not writing.copy else Strategy.COPY
+            found[path] = Strategy.STREAM if grid is None else shared
+    return found
+
+
+def save(
+    tree: Tree, destination: FilePath, progress: Progress, final: FilePath | None = None, writing: Writing = PLAIN
+) -> Written:
     """Saves ``tree`` as the item directory ``destination``; complete when it returns. See ``OrbaxFormat.write``.
 
     Raises:
@@ -45,156 +67,236 @@ def save(tree: Tree, destination: FilePath, progress: Progress, final: FilePath 
     if os.path.lexists(destination):
         raise DestinationError(f"{destination} exists already")
     refuse_unsupported(tree)
-    with _quiet(), _on_cpu() as to_device:
-        values = _nested(tree, progress, to_device)
-        with _removing_remains(destination):
-            _save(values, destination)
-            if final is not None:
-                _rename_in_commit_file(destination, final)
+    with whole_or_nothing(destination):
+        destination.mkdir()
+        return _Save(tree, destination, progress, writing).run(final or destination)
 
 
-# Values ----------------------------------------------------------------------------------------------------------
+def _shared_grids(tree: Tree, writing: Writing) -> dict[Path, Grid]:
+    """How arrays lie that can stay as they are, in a zarr version that suits the first of them."""
+
+    def is_wanted(grid: Grid) -> bool:
+        """Arrays of an Orbax checkpoint keep their compression; of others it is the user's choice."""
+        return bool(grid.encoding.container) or not writing.compress
+
+    grids = {path: grid for path, leaf in tree.items() if (grid := leaf.grid()) is not None}
+    version = _version(grids.values())
+    return {path: grid for path, grid in grids.items() if zarr.can_hold(grid, version) and is_wanted(grid)}
 
 
-def _nested(tree: Tree, progress: Progress, to_device: Callable[[Any], Any]) -> Any:
-    """Fetches all leaves into the containers that Orbax saves."""
-    values: list[tuple[Path, Any]] = []
-    for path, leaf in tree.items():
-        # An int key is stored as text anyway, and JAX cannot sort a dict that mixes ints and texts.
-        keys = tuple(key if isinstance(key, IndexKey) else str(key) for key in path)
-        values.append((keys, _value(path, leaf, to_device)))
-        progress(leaf.spec.nbytes, 1)
-    return nest(values)
+def _version(grids: Iterable[Grid]) -> str:
+    """``zarr2``, as Orbax writes by default, unless the first array that knows better lies as zarr 3."""
+    return next((grid.encoding.container for grid in grids if grid.encoding.container), "zarr2")
 
 
-def _value(path: Path, leaf: Leaf, to_device: Callable[[Any], Any]) -> Any:
+def _with_small_chunks_inside(grid: Grid, copy: bool) -> Grid:
+    """The grid with chunks of a few bytes read, to be put into the index, where their files are not linked anyway."""
+    if grid.linkable and not copy:
+        return grid
+    chunks = {
+        index: chunk_bytes(chunk) if isinstance(chunk, Extent) and chunk.length <= MAX_INLINE_BYTES else chunk
+        for index, chunk in grid.chunks.items()
+    }
+    return replace(grid, chunks=chunks)
+
+
+@dataclass(slots=True)
+class _Save:
+    """One save: the values of the database as they come together, and the leaves to be described."""
+
+    tree: Tree
+    destination: FilePath
+    progress: Progress
+    writing: Writing
+    written: Written = field(default_factory=Written)
+    values: dict[bytes, Chunk] = field(default_factory=dict)
+    described: list[Described] = field(default_factory=list)
+
+    def run(self, final: FilePath) -> Written:
+        started = time.time_ns()
+        copy = self.writing.copy
+        grids = {
+            path: _with_small_chunks_inside(grid, copy) for path, grid in _shared_grids(self.tree, self.writing).items()
+        }
+        version = _version(grids.values())
+        files = SharedFiles(self.destination / "d", copy=copy, progress=self.progress)
+        files.add(
+            (chunk, grid.linkable)
+            for grid in grids.values()
+            for chunk in grid.chunks.values()
+            if isinstance(chunk, Extent)
+        )
+        like = _like_the_others(grids.values())
+        streamed = {path: leaf for path, leaf in self.tree.items() if path not in grids and _is_array(leaf)}
+        with _Sink(files.new_file, self.writing.compress and version == "zarr2") as sink:
+            for (path, leaf), pieces in in_turn(streamed.items(), _pieces):
+                self._stream(path, leaf, pieces, sink, version, like)
+        for path, leaf in self.tree.items():
+            if path in grids:
+                self._share(path, leaf, grids[path], version, files, like)
+            elif path not in streamed:
+                self.described.append(Described(path, leaf.spec))
+                self.progress(0, 1)
+        self._finish(files, version, final, started)
+        return self.written
+
+    def _share(self, path: Path, leaf: Leaf, grid: Grid, version: str, files: SharedFiles, like: SavedArray) -> None:
+        chunks = {
+            index: files.place(chunk) if isinstance(chunk, Extent) else chunk for index, chunk in grid.chunks.items()
+        }
+        known = grid if grid.origin is not None else replace(grid, origin=_saved(leaf.spec, like))
+        self._add(Described(path, leaf.spec, known), version, chunks)
+        self.progress(0, 1)
+
+    def _stream(
+        self, path: Path, leaf: Leaf, pieces: Iterator[Any], sink: _Sink, version: str, like: SavedArray
+    ) -> None:
+        grid = _new_grid(leaf, sink.compress, like)
+        chunk, self.written.digests[path] = sink.put(pieces, math.prod(grid.shape) * _item_size(grid))
+        self._add(Described(path, leaf.spec, grid), version, {(0,) * len(grid.axes): chunk})
+        self.written.streamed += leaf.spec.nbytes
+        self.progress(leaf.spec.nbytes, 1)
+
+    def _add(self, leaf: Described, version: str, chunks: Mapping[tuple[int, ...], Chunk]) -> None:
+        """The values of an array: its metadata and its chunks."""
+        assert leaf.grid is not None
+        prefix = key_prefix(leaf.name)
+        text = zarr.metadata(leaf.grid, version)
+        self.values[f"{prefix}{zarr.METADATA_KEYS[version]}".encode()] = text
+        array = zarr.parse(text)
+        for index, chunk in chunks.items():
+            self.values[f"{prefix}{array.chunk_key(index)}".encode()] = chunk
+        self.described.append(leaf)
+
+    def _finish(self, files: SharedFiles, version: str, final: FilePath, started: int) -> None:
+        self.written.linked, self.written.copied, self.written.unused = files.linked, files.copied, files.unused
+        with _Sink(files.new_file) as sink:  # a source may have kept more inside of its index than we do
+            for key, value in self.values.items():
+                if isinstance(value, bytes) and len(value) > MAX_INLINE_BYTES:
+                    self.values[key], _ = sink.put([value], len(value))
+        write_database(self.destination, self.values)
+        complete = all(leaf.grid is None or leaf.grid.is_complete for leaf in self.described)
+        write_metadata(self.destination, self.described, zarr3=version == "zarr3", all_stored=complete)
+        texts = {".".join(path): leaf.fetch() for path, leaf in self.tree.items() if leaf.spec.kind is LeafKind.TEXT}
+        write_strings(self.destination, texts)
+        write_commit(self.destination, FilePath(os.path.abspath(final)), started)
+
+
+class _Sink:
+    """A data file that values are written to one after the other; values of a few bytes are given back instead.
+
+    Args:
+      new_file: makes its path when there is something to write.
+      compress: compress values as Orbax does.
+    """
+
+    def __init__(self, new_file: Callable[[], str], compress: bool = False) -> None:
+        self.compress = compress
+        self._new_file = new_file
+        self._stream: BinaryIO | None = None
+        self._path = ""
+        self._end = 0
+
+    def put(self, pieces: Iterable[Any], size: int) -> tuple[Chunk, int]:
+        """Writes a value of ``size`` bytes before compression.
+
+        Returns: the value or where it is now, and the crc32c of what it was before compression.
+        """
+        extend, digest = digest_function(), 0
+        small = size <= MAX_INLINE_BYTES
+        compressor = _compressor(size) if self.compress else None
+        kept: list[bytes] = []
+        start = self._end
+        for piece in pieces:
+            digest = extend(digest, piece)
+            data = piece if compressor is None else compressor.compress(piece)
+            kept += self._put(data, small)
+        if compressor is not None:
+            kept += self._put(compressor.flush(), small)
+        return (b"".join(kept) if small else Extent(self._path, start, self._end - start)), digest
+
+    def _put(self, data: Any, small: bool) -> list[bytes]:
+        if small:
+            return [bytes(data)]
+        if self._stream is None:
+            self._path = self._new_file()
+            self._stream = open(self._path, "xb", buffering=_BUFFER)  # noqa: SIM115
+        self._stream.write(data)
+        self._end += len(data)
+        return []
+
+    def __enter__(self) -> _Sink:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._stream is None:
+            return
+        if kind is None:
+            self._stream.flush()
+        with contextlib.suppress(OSError):  # closing flushes, which fails again on a full disk
+            self._stream.close()
+
+
+def _compressor(size: int) -> Any:
+    import zstandard
+
+    return zstandard.ZstdCompressor(level=1).compressobj(size=size)
+
+
+# Arrays that are written anew ----------------------------------------------------------------------------------------
+
+
+def _is_array(leaf: Leaf) -> bool:
+    return leaf.spec.kind in ARRAYS or leaf.spec.kind is LeafKind.SCALAR
+
+
+def _pieces(path: Path, leaf: Leaf) -> Iterator[Any]:
+    import numpy as np
+
+    if leaf.spec.kind is not LeafKind.SCALAR:
+        return leaf_pieces(path, leaf)
+    return decoding.array_pieces(np.asarray(leaf.fetch(), np.dtype(_scalar_type(leaf))))
+
+
+def _scalar_type(leaf: Leaf) -> str:
+    """As Orbax stores Python numbers: 64 bits wide."""
+    if leaf.spec.dtype == "int":
+        return "<i8" if leaf.fetch() < 2**63 else "<u8"
+    return {"bool": "|b1", "float": "<f8"}[leaf.spec.dtype]
+
+
+def _new_grid(leaf: Leaf, compress: bool, like: SavedArray) -> Grid:
+    """One chunk for the whole array, as Orbax writes what one device holds."""
     spec = leaf.spec
-    if spec.kind is LeafKind.EMPTY:
-        return _EMPTY_NODES.get(spec.dtype, lambda: None)()
-    value = leaf.fetch()
+    if spec.kind is LeafKind.SCALAR:
+        dtype, shape = _scalar_type(leaf), spec.shape
+    elif spec.kind is LeafKind.KEY:
+        dtype, shape = "<u4", (*spec.shape, KEY_WORDS.get(spec.dtype, 2))
+    else:
+        dtype, shape = zarr.type_string(spec.dtype), spec.shape
+    encoding = Encoding(dtype, "zstd", "zarr2", _ZSTD) if compress else Encoding(dtype)
+    axes = tuple(Axis(size, max(size, 1), size) for size in shape)
+    chunks: dict[tuple[int, ...], Chunk] = {(0,) * len(axes): b""}
+    return Grid(axes, tuple(range(len(axes))), encoding, chunks, origin=_saved(spec, like))
+
+
+def _item_size(grid: Grid) -> int:
+    return decoding.element_type(grid).itemsize
+
+
+def _like_the_others(grids: Iterable[Grid]) -> SavedArray:
+    """What is noted of arrays that Orbax has noted nothing of: NumPy arrays, but on the device where all others are."""
+    for grid in grids:
+        saved = grid.origin
+        if isinstance(saved, SavedArray) and (saved.sharding or {}).get("sharding_type") == "SingleDeviceSharding":
+            return SavedArray("jax.Array", is_listed=saved.is_listed, sharding=saved.sharding)
+    return SavedArray("np.ndarray")
+
+
+def _saved(spec: LeafSpec, like: SavedArray) -> SavedArray:
+    if spec.kind is LeafKind.SCALAR:
+        return SavedArray("scalar")
     if spec.kind is LeafKind.KEY:
-        return _typed_key(path, spec, to_device(np.asarray(value)))
-    if spec.kind in (LeafKind.ARRAY, LeafKind.NUMPY_SCALAR):
-        array = np.asarray(value, order="C")
-        return to_device(array) if _fits_jax(array.dtype) else array
-    return value
-
-
-def _typed_key(path: Path, spec: LeafSpec, data: Any) -> Any:
-    import jax
-
-    try:
-        return jax.random.wrap_key_data(data, impl=spec.dtype)
-    except (TypeError, ValueError) as error:
-        raise UnsupportedCheckpoint(f"{format_path(path)}: JAX {jax.__version__} makes no {spec}: {error}") from None
-
-
-def _fits_jax(dtype: np.dtype[Any]) -> bool:
-    """Whether JAX holds the dtype unchanged: without x64 it would make float32 of float64."""
-    import jax
-
-    try:
-        return bool(jax.dtypes.canonicalize_dtype(dtype) == dtype)
-    except TypeError:
-        return False
-
-
-@contextlib.contextmanager
-def _on_cpu() -> Iterator[Callable[[Any], Any]]:
-    """Gives a function that makes an array a JAX array on the CPU, so that no accelerator holds the checkpoint."""
-    import jax
-
-    try:
-        device = jax.local_devices(backend="cpu")[0]
-    except RuntimeError:  # JAX_PLATFORMS leaves out the CPU
-        device = jax.local_devices()[0]
-    with jax.default_device(device):
-        yield lambda array: jax.device_put(array, device)
-
-
-# Files -----------------------------------------------------------------------------------------------------------
-
-
-def _save(values: Any, destination: FilePath) -> None:
-    """The synchronous saver: all files are complete when it returns."""
-    import orbax.checkpoint as ocp
-
-    with contextlib.closing(ocp.PyTreeCheckpointer()) as saver:
-        saver.save(destination, values)
-
-
-def _rename_in_commit_file(destination: FilePath, final: FilePath) -> None:
-    """Orbax from 0.12.8 notes in words where it saved to; nothing reads it, but a temporary name would mislead."""
-    file = destination / "commit_success.txt"
-    if file.is_file():
-        file.write_text(file.read_text().replace(str(destination), os.path.abspath(final)))
-
-
-@contextlib.contextmanager
-def _removing_remains(destination: FilePath) -> Iterator[None]:
-    """Removes what a failed save leaves, and makes a DestinationError of what the file system refused."""
-    before, threads = _saves_of(destination), set(threading.enumerate())
-    try:
-        yield
-    except BaseException as error:
-        # Orbax raises the first failure while its threads, and those of TensorStore, go on writing: they would make
-        # the directory anew, so it is removed for a while.
-        with undisturbed():
-            _await(set(threading.enumerate()) - threads)
-            for _ in range(_REMOVALS):
-                for remains in _saves_of(destination) - before:
-                    shutil.rmtree(remains, ignore_errors=True)
-                time.sleep(_PATIENCE / _REMOVALS)
-        reason = _disk_trouble(error)
-        if reason is None:
-            raise
-        raise DestinationError(
-            f"{destination} cannot be written: {reason}", "Check free space and permissions; nothing was left behind."
-        ) from error
-
-
-def _await(threads: Iterable[threading.Thread]) -> None:
-    """Waits for threads to end, but not for ever."""
-    until = time.monotonic() + _LONG_PATIENCE
-    for thread in threads:
-        while thread.is_alive() and time.monotonic() < until:
-            # Orbax's own join raises what went wrong in the thread, or that it takes too long.
-            with contextlib.suppress(Exception):
-                threading.Thread.join(thread, timeout=_PATIENCE)
-
-
-def _disk_trouble(error: BaseException) -> str | None:
-    """What the operating system said, if it did. TensorStore puts its code into a ValueError, in one of two ways."""
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    match = re.search(r"(?:\[os_error_code='|\[OS error )(\d+)", str(error))
-    return os.strerror(int(match[1])) if match else None
-
-
-def _saves_of(destination: FilePath) -> set[FilePath]:
-    """The destination and the temporary directories that Orbax makes beside it."""
-    try:
-        children = list(destination.parent.iterdir())
-    except OSError:
-        return set()
-    name = destination.name
-    return {child for child in children if child.name == name or child.name.startswith(name + UNFINISHED)}
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps what Orbax, TensorStore and their threads say away from stderr: a failure is raised here as well."""
-    from absl import logging as absl_logging  # not by name: absl must be the first to make its logger
-
-    logger = absl_logging.get_absl_logger()
-    before = logger.level, threading.excepthook, sys.unraisablehook
-    logger.setLevel(logging.CRITICAL + 1)
-    threading.excepthook = lambda _: None
-    sys.unraisablehook = lambda _: None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(before[0])
-        threading.excepthook, sys.unraisablehook = before[1:]
+        extra = {"random_key_impl": spec.dtype}
+        return SavedArray("jax.Array", is_listed=True, extra=extra, sharding=like.sharding or _ON_A_CPU)
+    return like

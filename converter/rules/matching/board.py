@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from converter.models import Model
 from converter.rules.layers import Part, nnx_parts
 from converter.rules.link import Name
-from converter.rules.names import lstm_cells, spellings
+from converter.rules.names import lstm_cells, may_have_gates, spellings
 from converter.rules.operations import REWRAP, Operation
 from converter.tree import LeafSpec, Path
 
@@ -57,7 +57,9 @@ class Board:
         self.pieces: list[Piece] = []
         self.linen_collections = list(dict.fromkeys(collection for collection, _ in linen))
         self.trainable = frozenset(variable.path for variable in variables if variable.trainable)
-        self.lstm_cells = lstm_cells(path for _, nnx_path in nnx for path in spellings(nnx_path))
+        self.lstm_cells = lstm_cells(
+            path for _, nnx_path in nnx if may_have_gates(nnx_path) for path in spellings(nnx_path)
+        )
 
     def pair(self, part: Part, linen: Iterable[Name]) -> None:
         """Pairs a part with the Linen variables of its roles."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from converter import scratch
 from converter.errors import ConversionRefused, UnsupportedCheckpoint
+from converter.grid import Grid
 from converter.rules.operations.moving import REWRAP
 from converter.rules.operations.operation import (
     Harmless,
@@ -21,6 +21,9 @@ from converter.rules.operations.operation import (
 )
 from converter.tree import LeafKind, LeafSpec, array_spec, element_bits, numpy_dtype
 
+if TYPE_CHECKING:
+    import numpy as np
+
 
 @dataclass(frozen=True, slots=True)
 class CastCounter(Harmless):
@@ -30,7 +33,6 @@ class CastCounter(Harmless):
     """
 
     dtype: str
-    relinkable: bool = False
 
     @property
     def name(self) -> str:
@@ -41,9 +43,13 @@ class CastCounter(Harmless):
 
     def apply(self, values: Sequence[Any], specs: Specs) -> list[Any]:
         """Raises: UnsupportedCheckpoint where the number does not fit the dtype."""
+        import numpy as np
+
         return [self._cast(np.asarray(value)) for value in values]
 
     def _cast(self, counter: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        import numpy as np
+
         info = np.iinfo(numpy_dtype(self.dtype))
         whole = counter.dtype.kind in "iuO"  # a Python int of more than 64 bits makes an array of objects
         if not whole or (counter.size and not (info.min <= counter.min() and counter.max() <= info.max)):
@@ -64,7 +70,6 @@ class Cast:
     before: str
     after: str
     exact: bool = False
-    relinkable: bool = False
 
     @property
     def name(self) -> str:
@@ -81,8 +86,13 @@ class Cast:
         return tuple(replace(spec, dtype=self.after) for spec in sources)
 
     def apply(self, values: Sequence[Any], specs: Specs) -> list[Any]:
+        import numpy as np
+
         with np.errstate(over="ignore", invalid="ignore"):
             return [_in_dtype(value, numpy_dtype(self.after)) for value in values]
+
+    def regrid(self, grids: Sequence[Grid], specs: Specs) -> list[Grid] | None:
+        return None
 
     def objection(self, values: Sequence[Any], specs: Specs) -> str:
         if not self.exact:
@@ -93,6 +103,8 @@ class Cast:
         return ""
 
     def inverse(self) -> Operation:
+        import numpy as np
+
         widening = np.can_cast(numpy_dtype(self.after), numpy_dtype(self.before), "safe")
         return Cast(self.after, self.before, exact=not widening)
 
@@ -107,7 +119,6 @@ class Select(Harmless):
     axis: int
     start: int
     stop: int | None = None
-    relinkable: bool = False
 
     @property
     def name(self) -> str:
@@ -146,7 +157,6 @@ class Drop:
 
     reason: str
     expected: float | None = None
-    relinkable: bool = True
 
     @property
     def name(self) -> str:
@@ -162,8 +172,11 @@ class Drop:
     def apply(self, values: Sequence[Any], specs: Specs) -> list[Any]:
         return []
 
+    def regrid(self, grids: Sequence[Grid], specs: Specs) -> list[Grid] | None:
+        return []
+
     def objection(self, values: Sequence[Any], specs: Specs) -> str:
-        if self.expected is None or all(bool((_concrete(v) == self.expected).all()) for v in values):
+        if self.expected is None or all(_holds_only(_concrete(value), self.expected) for value in values):
             return ""
         return f"{self.reason}, and not all its values are {self.expected:g}"
 
@@ -189,7 +202,6 @@ class Fill(Harmless):
     reason: str
     value: Callable[[], Sequence[Any]] | None = field(default=None, repr=False, compare=False)
     number: float | None = None
-    relinkable: bool = False
 
     @property
     def name(self) -> str:
@@ -200,7 +212,7 @@ class Fill(Harmless):
 
     def apply(self, values: Sequence[Any], specs: Specs) -> list[Any]:
         if self.number is not None:
-            return [np.full(spec.shape, self.number, numpy_dtype(spec.dtype)) for spec in self.filled]
+            return [scratch.full(spec.shape, numpy_dtype(spec.dtype), self.number) for spec in self.filled]
         return list(self.value()) if self.value is not None else [None] * len(self.filled)
 
     def inverse(self) -> Operation:
@@ -218,7 +230,6 @@ class Copies(Harmless):
     """One array in several places, each time after an operation of its own: weights that are tied on one side only."""
 
     views: tuple[Operation, ...]
-    relinkable: bool = False
 
     @property
     def name(self) -> str:
@@ -231,6 +242,16 @@ class Copies(Harmless):
     def apply(self, values: Sequence[Any], specs: Specs) -> list[Any]:
         pairs = zip(values, specs, strict=True)
         return [made for value, spec in pairs for view in self.views for made in view.apply((value,), (spec,))]
+
+    def regrid(self, grids: Sequence[Grid], specs: Specs) -> list[Grid] | None:
+        made: list[Grid] = []
+        for grid, spec in zip(grids, specs, strict=True):
+            for view in self.views:
+                seen = view.regrid((grid,), (spec,))
+                if seen is None:
+                    return None
+                made += seen
+        return made
 
     def inverse(self) -> Operation:
         return Agree(tuple(view.inverse() for view in self.views))
@@ -245,7 +266,6 @@ class Agree:
 
     views: tuple[Operation, ...]
     required: bool = True
-    relinkable: bool = False
 
     @property
     def name(self) -> str:
@@ -266,6 +286,10 @@ class Agree:
     def apply(self, values: Sequence[Any], specs: Specs) -> list[Any]:
         pairs = list(zip(values, specs, strict=True))
         return [group[0] for group in self._seen(pairs, lambda view, pair: view.apply(pair[:1], pair[1:])[0])]
+
+    def regrid(self, grids: Sequence[Grid], specs: Specs) -> list[Grid] | None:
+        count = len(self.views)
+        return self.views[0].regrid(grids[::count], specs[::count])
 
     def objection(self, values: Sequence[Any], specs: Specs) -> str:
         if not self.required:
@@ -300,13 +324,19 @@ def without_casts(operation: Operation) -> Operation:
 
 
 def _in_dtype(value: Any, dtype: np.dtype[Any]) -> Any:
-    if not isinstance(value, np.ndarray | np.generic):
+    import numpy as np
+
+    if isinstance(value, np.generic):
+        return value.astype(dtype)
+    if not isinstance(value, np.ndarray):
         import jax
 
         # Unless they are enabled JAX has no 64-bit types, and would quietly take narrower ones.
-        if jax.dtypes.canonicalize_dtype(dtype) != dtype:
-            value = _concrete(value, f"JAX has no {dtype.name} unless its 64-bit types are enabled")
-    return value.astype(dtype)
+        if jax.dtypes.canonicalize_dtype(dtype) == dtype:
+            return value.astype(dtype)
+        value = _concrete(value, f"JAX has no {dtype.name} unless its 64-bit types are enabled")
+    array = np.asarray(value)
+    return scratch.copy(scratch.empty(array.shape, dtype), array)
 
 
 def _concrete(value: Any, why: str = "whether they survive the conversion has to be checked") -> np.ndarray[Any, Any]:
@@ -316,6 +346,8 @@ def _concrete(value: Any, why: str = "whether they survive the conversion has to
       ConversionRefused: there are none yet, inside ``jax.jit``.
     """
     import sys
+
+    import numpy as np
 
     jax = sys.modules.get("jax")
     if jax is not None and isinstance(value, jax.core.Tracer):
@@ -327,8 +359,14 @@ def _concrete(value: Any, why: str = "whether they survive the conversion has to
     return np.asarray(value)
 
 
+def _holds_only(array: np.ndarray[Any, Any], number: float) -> bool:
+    return all(bool((block == number).all()) for block in scratch.blocks(array))
+
+
 def _same_bits(left: Any, right: Any) -> bool:
+    import numpy as np
+
     a, b = _concrete(left), _concrete(right)
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
-    return bool(np.array_equal(element_bits(a), element_bits(b)))
+    return all(np.array_equal(element_bits(x), element_bits(y)) for x, y in scratch.pairs(a, b))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from converter.grid import Grid, concatenated, reshaped, split, stacked, transposed, unstacked
 from converter.rules.operations.operation import (
     Harmless,
     Operation,
@@ -17,6 +18,7 @@ from converter.rules.operations.operation import (
     joined,
     require_arrays,
     shaped,
+    with_shape,
 )
 from converter.tree import LeafSpec
 
@@ -26,13 +28,15 @@ class Rewrap(Harmless):
     """The same arrays in another container, under other names."""
 
     name: str = ""
-    relinkable: bool = True
 
     def specs(self, sources: Specs) -> tuple[LeafSpec, ...]:
         return tuple(sources)
 
     def apply(self, values: Sequence[Any], specs: Specs) -> list[Any]:
         return list(values)
+
+    def regrid(self, grids: Sequence[Grid], specs: Specs) -> list[Grid] | None:
+        return list(grids)
 
     def inverse(self) -> Operation:
         return self
@@ -47,7 +51,6 @@ class Stack(Harmless):
 
     count: int
     axis: int = 0
-    relinkable: bool = True
 
     @property
     def name(self) -> str:
@@ -73,6 +76,10 @@ class Stack(Harmless):
             made.append(joined("stack", group, axis))
         return made
 
+    def regrid(self, grids: Sequence[Grid], specs: Specs) -> list[Grid] | None:
+        pairs = zip(*(groups("stack", items, self.count) for items in (grids, specs)), strict=True)
+        return _all(stacked(g, axis_of("stack", self.axis, len(s[0].shape) + 1)) for g, s in pairs)
+
     def inverse(self) -> Operation:
         return Unstack(self.count, self.axis)
 
@@ -83,7 +90,6 @@ class Unstack(Harmless):
 
     count: int
     axis: int = 0
-    relinkable: bool = True
 
     @property
     def name(self) -> str:
@@ -106,6 +112,10 @@ class Unstack(Harmless):
             made += [value[(*before, index, ...)] for index in range(self.count)]
         return made
 
+    def regrid(self, grids: Sequence[Grid], specs: Specs) -> list[Grid] | None:
+        pairs = zip(grids, specs, strict=True)
+        return _flat(unstacked(grid, axis_of("unstack", self.axis, len(spec.shape))) for grid, spec in pairs)
+
     def inverse(self) -> Operation:
         return Stack(self.count, self.axis)
 
@@ -117,7 +127,6 @@ class Concat(Harmless):
     count: int
     axis: int = -1
     sizes: tuple[int, ...] | None = None
-    relinkable: bool = True
 
     @property
     def name(self) -> str:
@@ -148,6 +157,10 @@ class Concat(Harmless):
             made.append(joined("concatenate", group, axis))
         return made
 
+    def regrid(self, grids: Sequence[Grid], specs: Specs) -> list[Grid] | None:
+        pairs = zip(*(groups("concat", items, self.count) for items in (grids, specs)), strict=True)
+        return _all(concatenated(g, axis_of("concat", self.axis, len(s[0].shape))) for g, s in pairs)
+
     def inverse(self) -> Operation:
         return Split(self.count, self.axis, self.sizes)
 
@@ -159,7 +172,6 @@ class Split(Harmless):
     count: int
     axis: int = -1
     sizes: tuple[int, ...] | None = None
-    relinkable: bool = True
 
     @property
     def name(self) -> str:
@@ -192,6 +204,11 @@ class Split(Harmless):
             raise Unfit(f"split into lengths {_listed(sizes)} along axis {self.axis} does not fit {spec}")
         return sizes
 
+    def regrid(self, grids: Sequence[Grid], specs: Specs) -> list[Grid] | None:
+        places = [(axis_of("split", self.axis, len(spec.shape)), spec) for spec in specs]
+        pairs = zip(grids, places, strict=True)
+        return _flat(split(grid, axis, self._sizes(spec, axis)) for grid, (axis, spec) in pairs)
+
     def inverse(self) -> Operation:
         return Concat(self.count, self.axis, self.sizes)
 
@@ -202,7 +219,6 @@ class Reshape(Harmless):
 
     before: tuple[int, ...]
     after: tuple[int, ...]
-    relinkable: bool = True
 
     @property
     def name(self) -> str:
@@ -217,7 +233,12 @@ class Reshape(Harmless):
 
     def apply(self, values: Sequence[Any], specs: Specs) -> list[Any]:
         # The data of a PRNG key has an axis of words behind those of its spec.
-        return [v.reshape((*self.after, *v.shape[len(s.shape) :])) for v, s in zip(values, specs, strict=True)]
+        pairs = zip(values, specs, strict=True)
+        return [with_shape(value, (*self.after, *value.shape[len(spec.shape) :])) for value, spec in pairs]
+
+    def regrid(self, grids: Sequence[Grid], specs: Specs) -> list[Grid] | None:
+        pairs = zip(grids, specs, strict=True)
+        return _all(reshaped(grid, (*self.after, *grid.shape[len(spec.shape) :])) for grid, spec in pairs)
 
     def inverse(self) -> Operation:
         return Reshape(self.after, self.before)
@@ -233,10 +254,6 @@ class Transpose(Harmless):
     def name(self) -> str:
         return "transpose" if self.axes is None else f"transpose {_listed(self.axes)}"
 
-    @property
-    def relinkable(self) -> bool:
-        return self.axes is None or self.axes == tuple(reversed(range(len(self.axes))))
-
     def specs(self, sources: Specs) -> tuple[LeafSpec, ...]:
         require_arrays("transpose", sources)
         return tuple(replace(s, shape=tuple(s.shape[axis] for axis in self._axes(s))) for s in sources)
@@ -247,6 +264,10 @@ class Transpose(Harmless):
             words = range(len(spec.shape), len(value.shape))
             made.append(value.transpose((*self._axes(spec), *words)))
         return made
+
+    def regrid(self, grids: Sequence[Grid], specs: Specs) -> list[Grid] | None:
+        pairs = zip(grids, specs, strict=True)
+        return [transposed(g, (*self._axes(s), *range(len(s.shape), len(g.axes)))) for g, s in pairs]
 
     def _axes(self, spec: LeafSpec) -> tuple[int, ...]:
         rank = len(spec.shape)
@@ -267,7 +288,6 @@ class MoveAxis(Harmless):
 
     source: int
     destination: int
-    relinkable: bool = False
 
     @property
     def name(self) -> str:
@@ -280,6 +300,10 @@ class MoveAxis(Harmless):
     def apply(self, values: Sequence[Any], specs: Specs) -> list[Any]:
         pairs = zip(values, specs, strict=True)
         return [made for value, spec in pairs for made in self._transpose(spec).apply((value,), (spec,))]
+
+    def regrid(self, grids: Sequence[Grid], specs: Specs) -> list[Grid] | None:
+        pairs = zip(grids, specs, strict=True)
+        return _flat(self._transpose(spec).regrid((grid,), (spec,)) for grid, spec in pairs)
 
     def _transpose(self, spec: LeafSpec) -> Transpose:
         rank = len(spec.shape)
@@ -303,12 +327,6 @@ class Chain:
         return ", ".join(operation.name for operation in self.operations if operation.name)
 
     @property
-    def relinkable(self) -> bool:
-        return sum(bool(operation.name) for operation in self.operations) <= 1 and all(
-            operation.relinkable for operation in self.operations
-        )
-
-    @property
     def looks_at_values(self) -> bool:
         return any(operation.looks_at_values for operation in self.operations)
 
@@ -321,6 +339,13 @@ class Chain:
         for operation in self.operations:
             values, specs = operation.apply(values, specs), operation.specs(specs)
         return list(values)
+
+    def regrid(self, grids: Sequence[Grid], specs: Specs) -> list[Grid] | None:
+        made: list[Grid] | None = list(grids)
+        for operation in self.operations:
+            made = operation.regrid(made, specs) if made is not None else None
+            specs = operation.specs(specs)
+        return made
 
     def objection(self, values: Sequence[Any], specs: Specs) -> str:
         for operation in self.operations:
@@ -346,6 +371,23 @@ def chain(*operations: Operation) -> Operation:
     if len(effective) < 2:
         return effective[0] if effective else REWRAP
     return Chain(tuple(effective))
+
+
+def _all(grids: Iterable[Grid | None]) -> list[Grid] | None:
+    """The grids, unless one of them could not be made."""
+    made = list(grids)
+    known = [grid for grid in made if grid is not None]
+    return known if len(known) == len(made) else None
+
+
+def _flat(parts: Iterable[Sequence[Grid] | None]) -> list[Grid] | None:
+    """The parts of all, unless those of one could not be made."""
+    made: list[Grid] = []
+    for grids in parts:
+        if grids is None:
+            return None
+        made += grids
+    return made
 
 
 def _with(shape: tuple[int, ...], axis: int, size: int) -> tuple[int, ...]:

@@ -6,11 +6,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-import numpy as np
-
+from converter import scratch
+from converter.grid import Grid
 from converter.tree import LeafKind, LeafSpec, is_sub_byte
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Specs = Sequence[LeafSpec]
 
@@ -33,10 +36,6 @@ class Operation(Protocol):
     def name(self) -> str:
         """How the plan prints it; empty where the arrays stay as they are."""
 
-    @property
-    def relinkable(self) -> bool:
-        """Whether the bytes of every source stay together, so that a file format can keep them where they are."""
-
     def specs(self, sources: Specs) -> tuple[LeafSpec, ...]:
         """The specs of the results.
 
@@ -48,6 +47,14 @@ class Operation(Protocol):
         """The results, from NumPy or JAX arrays (tracers included) of these specs.
 
         Where nothing has to be done to an array it is handed on as the very same object.
+        """
+
+    def regrid(self, grids: Sequence[Grid], specs: Specs) -> list[Grid] | None:
+        """The results as they lie on disk when the sources lie so; None where bytes have to be made anew.
+
+        Args:
+          grids: how the sources lie; a typed PRNG key has one axis more than its spec.
+          specs: of the sources.
         """
 
     def inverse(self) -> Operation:
@@ -71,6 +78,9 @@ class Operation(Protocol):
 @dataclass(frozen=True, slots=True)
 class Harmless:
     """What most operations have in common: they lose nothing, whatever the values are."""
+
+    def regrid(self, grids: Sequence[Grid], specs: Specs) -> list[Grid] | None:
+        return None
 
     def objection(self, values: Sequence[Any], specs: Specs) -> str:
         return ""
@@ -124,8 +134,10 @@ def joined(how: Literal["stack", "concatenate"], values: Sequence[Any], axis: in
     XLA joins bfloat16 and float8 on the CPU by way of float32, which turns signalling NaNs into quiet ones (seen with
     jax 0.10.2): they are joined as integers.
     """
+    import numpy as np
+
     if all(isinstance(value, np.ndarray | np.generic) for value in values):
-        return getattr(np, how)(list(values), axis=axis)
+        return _joined_in_room(how, [np.asarray(value) for value in values], axis)
     import jax
     import jax.numpy as jnp
 
@@ -135,3 +147,26 @@ def joined(how: Literal["stack", "concatenate"], values: Sequence[Any], axis: in
         return join(list(values), axis=axis)
     bits = [jax.lax.bitcast_convert_type(jnp.asarray(value), f"uint{8 * dtype.itemsize}") for value in values]
     return jax.lax.bitcast_convert_type(join(bits, axis=axis), dtype)
+
+
+def _joined_in_room(how: Literal["stack", "concatenate"], values: Sequence[np.ndarray[Any, Any]], axis: int) -> Any:
+    """The same of NumPy arrays, however large."""
+    shape, before = list(values[0].shape), (slice(None),) * axis
+    if how == "stack":
+        shape.insert(axis, len(values))
+    else:
+        shape[axis] = sum(value.shape[axis] for value in values)
+    made = scratch.empty(tuple(shape), values[0].dtype)
+    start = 0
+    for value in values:
+        stop = start + (1 if how == "stack" else value.shape[axis])
+        scratch.copy(made[(*before, slice(start, stop))], value[(*before, None)] if how == "stack" else value)
+        start = stop
+    return made
+
+
+def with_shape(value: Any, shape: tuple[int, ...]) -> Any:
+    """``value.reshape``, however large a copy that takes."""
+    import numpy as np
+
+    return (scratch.contiguous(value) if isinstance(value, np.ndarray) else value).reshape(shape)

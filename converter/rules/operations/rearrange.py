@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from converter.grid import Grid, reshaped, transposed
 from converter.rules.language.fault import Fault
 from converter.rules.operations.operation import (
     Harmless,
@@ -17,6 +18,7 @@ from converter.rules.operations.operation import (
     Unfit,
     require_arrays,
     shaped,
+    with_shape,
 )
 from converter.tree import LeafSpec
 
@@ -43,10 +45,6 @@ class Rearrange(Harmless):
         lengths = "".join(f", {axis}={length}" for axis, length in self.lengths)
         return f"rearrange {_side_text(self.before)} -> {_side_text(self.after)}{lengths}"
 
-    @property
-    def relinkable(self) -> bool:
-        return _flat(self.before) == _flat(self.after)
-
     def specs(self, sources: Specs) -> tuple[LeafSpec, ...]:
         require_arrays("rearrange", sources)
         return tuple(shaped(spec, _shape(self.after, self._lengths(spec))) for spec in sources)
@@ -60,10 +58,25 @@ class Rearrange(Harmless):
         words = tuple(value.shape[len(spec.shape) :])  # the data of a PRNG key has an axis behind those of its spec
         shape = (*_shape(self.after, lengths), *words)
         if flat_before != flat_after:
-            value = value.reshape((*(lengths[axis] for axis in flat_before), *words))
+            value = with_shape(value, (*(lengths[axis] for axis in flat_before), *words))
             order = [flat_before.index(axis) for axis in flat_after]
             value = value.transpose((*order, *range(len(order), len(order) + len(words))))
-        return value if tuple(value.shape) == shape else value.reshape(shape)
+        return value if tuple(value.shape) == shape else with_shape(value, shape)
+
+    def regrid(self, grids: Sequence[Grid], specs: Specs) -> list[Grid] | None:
+        made = [self._regridded(grid, spec) for grid, spec in zip(grids, specs, strict=True)]
+        known = [grid for grid in made if grid is not None]
+        return known if len(known) == len(made) else None
+
+    def _regridded(self, grid: Grid, spec: LeafSpec) -> Grid | None:
+        lengths = self._lengths(spec)
+        before, after = _flat(self.before), _flat(self.after)
+        words = grid.shape[len(spec.shape) :]
+        made = reshaped(grid, (*(lengths[axis] for axis in before), *words)) if before != after else grid
+        if before != after and made is not None:
+            rest = range(len(before), len(before) + len(words))
+            made = transposed(made, (*(before.index(axis) for axis in after), *rest))
+        return made and reshaped(made, (*_shape(self.after, lengths), *words))
 
     def inverse(self) -> Operation:
         unknown = _undetermined(self.after, dict(self.lengths))

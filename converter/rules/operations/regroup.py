@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from converter.grid import Grid
 from converter.rules.operations.operation import Harmless, Operation, Specs, groups
 from converter.tree import LeafSpec
 
@@ -27,13 +28,15 @@ class Regroup(Harmless):
     counts: tuple[int, ...]
     order: tuple[int, ...]
     name: str = ""
-    relinkable: bool = True
 
     def specs(self, sources: Specs) -> tuple[LeafSpec, ...]:
         return tuple(self._reordered(sources))
 
     def apply(self, values: Sequence[Any], specs: Specs) -> list[Any]:
         return self._reordered(values)
+
+    def regrid(self, grids: Sequence[Grid], specs: Specs) -> list[Grid] | None:
+        return self._reordered(grids)
 
     def _reordered(self, items: Sequence[Any]) -> list[Any]:
         steps = [math.prod(self.counts[at + 1 :]) for at in range(len(self.counts))]

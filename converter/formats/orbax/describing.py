@@ -1,0 +1,143 @@
+"""Writing the JSON files of an Orbax item: what ``metadata`` reads.
+
+The fields are those that orbax-checkpoint 0.12.8 writes; see ``metadata`` for what they mean.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import Any
+
+from converter.formats.orbax.metadata import METADATA_FILE, SHARDING_FILE, SavedArray, sharding_key
+from converter.grid import Grid
+from converter.tree import IndexKey, LeafKind, LeafSpec, Path
+
+EMPTY_NAMES: Mapping[str, str] = {"none": "None", "dict": "Dict", "list": "List", "tuple": "Tuple", "node": "None"}
+"""Orbax's names of empty nodes. ``node`` stands for an empty named tuple, whose class no file knows."""
+
+_HANDLER = "orbax.checkpoint._src.handlers.pytree_checkpoint_handler.PyTreeCheckpointHandler"
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """A leaf as it is described in the files: where it stands, what it is, and how its array lies, if it is one."""
+
+    path: Path
+    spec: LeafSpec
+    grid: Grid | None = None
+
+    @property
+    def name(self) -> str:
+        return ".".join(self.path)
+
+    @property
+    def saved(self) -> SavedArray:
+        """What is to be noted of the array."""
+        assert self.grid is not None
+        return self.grid.origin if isinstance(self.grid.origin, SavedArray) else SavedArray("np.ndarray")
+
+
+def write_metadata(directory: FilePath, leaves: Iterable[Described], *, zarr3: bool, all_stored: bool) -> None:
+    """``_METADATA``, ``_sharding`` and ``array_metadatas/process_0``.
+
+    Args:
+      all_stored: every chunk is stored; else those that are absent hold zeros.
+    """
+    ordered = sorted(leaves, key=lambda leaf: _order(leaf.path))
+    flags: dict[str, Any] = {"use_ocdbt": True, "use_zarr3": zarr3, "custom_metadata": None}
+    if all_stored:
+        flags["store_array_data_equal_to_fill_value"] = True
+    tree = {str(tuple(map(str, leaf.path))): _tree_entry(leaf) for leaf in ordered}
+    _dump(directory / METADATA_FILE, {"tree_metadata": tree, **flags})
+    arrays = [leaf for leaf in ordered if leaf.grid is not None]
+    shardings = {
+        sharding_key(leaf.name): json.dumps(_sharding(leaf, leaf.saved.sharding))
+        for leaf in arrays
+        if leaf.saved.sharding is not None
+    }
+    if shardings:
+        _dump(directory / SHARDING_FILE, shardings)
+    listed = [{"array_metadata": _array_entry(leaf)} for leaf in arrays if leaf.saved.is_listed]
+    if listed:
+        (directory / "array_metadatas").mkdir()
+        _dump(directory / "array_metadatas" / "process_0", {"array_metadatas": listed})
+
+
+def _order(path: Path) -> list[tuple[int, int, str]]:
+    return [(0, int(key), "") if isinstance(key, IndexKey) else (1, 0, str(key)) for key in path]
+
+
+def _tree_entry(leaf: Described) -> dict[str, Any]:
+    keys = [{"key": str(key), "key_type": 1 if isinstance(key, IndexKey) else 2} for key in leaf.path]
+    if leaf.spec.kind is LeafKind.EMPTY:
+        value: dict[str, Any] = {"value_type": EMPTY_NAMES[leaf.spec.dtype], "skip_deserialize": True}
+    elif leaf.grid is None:
+        value = {"value_type": "string", "skip_deserialize": False}
+    else:
+        value = {"value_type": leaf.saved.value_type, "skip_deserialize": False}
+        if leaf.saved.is_listed:
+            value["write_shape"] = [axis.write for axis in leaf.grid.axes]
+    return {"key_metadata": keys, "value_metadata": value}
+
+
+def _array_entry(leaf: Described) -> dict[str, Any]:
+    assert leaf.grid is not None
+    return {
+        "param_name": leaf.name,
+        "write_shape": [axis.write for axis in leaf.grid.axes],
+        "chunk_shape": [axis.inner or axis.chunk for axis in leaf.grid.axes],
+        "ext_metadata": leaf.saved.extra,
+    }
+
+
+def _sharding(leaf: Described, sharding: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The sharding of the source's array, as it applies to the axes of this one."""
+    assert leaf.grid is not None
+    noted = dict(sharding or {})
+    if "partition_spec" in noted:
+        mesh = [axis.mesh for axis in leaf.grid.axes]
+        while mesh and mesh[-1] is None:
+            mesh.pop()
+        noted["partition_spec"] = mesh
+    return noted
+
+
+def write_strings(directory: FilePath, texts: Mapping[str, str]) -> None:
+    """``_strings.json``; see ``metadata.Strings`` for what a slash in a name means."""
+    content: dict[str, Any] = {}
+    for name, text in texts.items():
+        node = content
+        *above, last = (step.replace("~1", "/").replace("~0", "~") for step in name.split("/"))
+        for step in above:
+            node = node.setdefault(step, {})
+        node[last] = text
+    if texts:
+        _dump(directory / "_strings.json", content)
+
+
+def write_commit(directory: FilePath, final: FilePath, started: int) -> None:
+    """``_CHECKPOINT_METADATA`` and ``commit_success.txt``: who saved when and where to.
+
+    Args:
+      started: ``time.time_ns()`` when the save began.
+    """
+    _dump(
+        directory / "_CHECKPOINT_METADATA",
+        {
+            "item_handlers": _HANDLER,
+            "metrics": {},
+            "performance_metrics": {},
+            "init_timestamp_nsecs": started,
+            "commit_timestamp_nsecs": time.time_ns(),
+            "custom_metadata": {},
+        },
+    )
+    (directory / "commit_success.txt").write_text(f"Checkpoint commit was successful to {final}")
+
+
+def _dump(file: FilePath, content: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(content))

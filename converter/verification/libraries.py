@@ -1,0 +1,103 @@
+"""Reading a checkpoint with the libraries that will read it in the end: Orbax and Flax themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path as FilePath
+from typing import TYPE_CHECKING, Any
+
+from converter.errors import UnreadableCheckpoint
+from converter.formats.checkpoint import Progress
+from converter.planning.plan import Step
+from converter.tree import LeafKind, Path, format_path
+from converter.verification.structure import Difference
+from converter.verification.values import Proof, ValuesResult, value_difference
+
+if TYPE_CHECKING:
+    pass
+
+READERS = {"orbax": "Orbax", "msgpack": "Flax"}
+
+
+def compare_with_library(steps: Iterable[Step], destination: FilePath, format: str, progress: Progress) -> ValuesResult:
+    """Compares every leaf with what the library reads, which is the whole checkpoint at once: all of it is in memory.
+
+    Args:
+      format: of the destination; a key of ``READERS``.
+
+    Raises:
+      UnreadableCheckpoint: the library cannot read it.
+    """
+    try:
+        tree = _read_orbax(destination) if format == "orbax" else _read_msgpack(destination)
+    except Exception as error:
+        raise UnreadableCheckpoint(f"{READERS[format]} cannot read {destination}: {error}") from error
+    leaves = nbytes = 0
+    differences: list[Difference] = []
+    for step in steps:
+        if step.spec.kind is LeafKind.EMPTY:
+            continue
+        difference = _difference(step, _at(tree, step.target))
+        if difference is not None:
+            differences.append(Difference(format_path(step.target), *difference))
+        leaves += 1
+        nbytes += step.spec.nbytes
+        progress(step.spec.nbytes, 1)
+    found = {Proof.VALUES: (leaves - len(differences), nbytes)}
+    return ValuesResult(leaves, nbytes, tuple(differences), found, READERS[format])
+
+
+_NOTHING = object()
+
+
+def _difference(step: Step, found: Any) -> tuple[str, str] | None:
+    if found is _NOTHING:
+        return str(step.spec), "nothing"
+    if step.spec.kind is LeafKind.KEY:
+        import jax
+
+        dtypes = jax.dtypes
+        found = jax.random.key_data(found) if dtypes.issubdtype(found.dtype, dtypes.prng_key) else found
+    value = step.value()
+    if not hasattr(value, "dtype") and hasattr(found, "item") and not getattr(found, "shape", ()):
+        found = type(value)(found.item())
+    return value_difference(value, found)
+
+
+def _at(tree: Any, path: Path) -> Any:
+    """The value at a path of nested dicts and sequences."""
+    for key in path:
+        if isinstance(tree, list | tuple):
+            tree = tree[int(key)] if key.isdecimal() and int(key) < len(tree) else _NOTHING
+        elif isinstance(tree, dict):
+            tree = tree.get(str(key), _NOTHING)
+        else:
+            return _NOTHING
+    return tree
+
+
+def _read_orbax(directory: FilePath) -> Any:
+    """Arrays as NumPy arrays, whatever devices the checkpoint speaks of; typed PRNG keys as such."""
+    import jax
+    import numpy as np
+    import orbax.checkpoint as ocp
+
+    with ocp.PyTreeCheckpointer() as reader:
+        metadata = reader.metadata(directory.absolute())
+        item = getattr(metadata, "item_metadata", metadata)
+        tree = getattr(item, "tree", item)
+
+        def wanted(leaf: Any) -> Any:
+            dtype = getattr(leaf, "dtype", None)
+            if dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+                return ocp.ArrayRestoreArgs(sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+            return ocp.RestoreArgs(restore_type=np.ndarray if hasattr(leaf, "shape") else None)
+
+        arguments = jax.tree.map(wanted, tree, is_leaf=lambda each: hasattr(each, "dtype"))
+        return reader.restore(directory.absolute(), restore_args=arguments)
+
+
+def _read_msgpack(file: FilePath) -> Any:
+    from flax import serialization
+
+    return serialization.msgpack_restore(file.read_bytes())
