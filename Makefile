@@ -68,11 +68,15 @@ format: $(STAMP) ## format the code and fix what can be fixed
 fixtures: $(STAMP) ## make the checkpoints in fixtures/ again
 	@$(BIN)/python fixtures/make.py $(if $(ONLY),--only '$(ONLY)')
 
-bench: $(STAMP) ## measure the converter
-	@$(BIN)/python -m benchmarks
+bench: $(STAMP) ## measure the converter against today's way (long; ARGS="--cases rename --sizes 2GB")
+	@$(BIN)/python -c 'import matplotlib' 2>/dev/null || \
+	    $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	@$(BIN)/python -m benchmarks $(ARGS)
 
-bench-quick: $(STAMP) ## measure a little
-	@$(BIN)/python -m benchmarks --quick
+bench-quick: $(STAMP) ## measure a little of it, in a minute
+	@$(BIN)/python -c 'import matplotlib' 2>/dev/null || \
+	    $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	@$(BIN)/python -m benchmarks --quick $(ARGS)
 
 clean: ## remove everything that was made here, virtual environments too
 	rm -rf .venv .venv-* build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache demo-output

@@ -1,1 +1,1 @@
-"""Side-by-side measurements: ``make bench``. Whole processes, alternating runs, ratios and peak memory."""
+"""Side-by-side measurements of whole processes: ``make bench``. See benchmarks/README.md."""

@@ -1,69 +1,134 @@
-"""``python -m benchmarks``: converting an Orbax checkpoint, against today's way and against copying the files."""
+"""``python -m benchmarks``: the converter against today's way and against plain copying, whole processes in turn."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fnmatch
 import json
+import os
 import shutil
-import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.measure import Measured, run_in_turn
+from benchmarks import report
+from benchmarks.cases import CASES, DEFAULT_LEAVES, DEFAULT_SIZES, QUICK_LEAVES, QUICK_SIZES
+from benchmarks.measure import Rounds
+from benchmarks.runner import Runner, plan
+from benchmarks.targets import Measured, judge
+from benchmarks.tree import SMALL_LAYERS, Scale
 
-LAYERS = 20
-SIZES_MIB = (64, 256, 1024)
-QUICK_SIZES_MIB = (16, 64)
-
-MAKE_SOURCE = """
-import sys
-import numpy as np, orbax.checkpoint as ocp
-path, mib, layers = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-rows = mib * 2**20 // (layers * 4 * 1024)
-rng = np.random.default_rng(0)
-params = {f"layer_{i}": {"kernel": rng.standard_normal((rows, 1024), dtype="float32")} for i in range(layers)}
-ocp.PyTreeCheckpointer().save(path, {"params": params})
-"""
+RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parent.parent
+LEAVES_STEP = 2 * SMALL_LAYERS
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="two small sizes and two rounds, in under a minute")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
-    arguments = parser.parse_args()
-    sizes, rounds = (QUICK_SIZES_MIB, 2) if arguments.quick else (SIZES_MIB, 5)
-    figures = []
-    for mib in sizes:
-        with tempfile.TemporaryDirectory(prefix="flax-convert-bench-") as name:
-            results = _measure(Path(name), mib, rounds)
-        runs = {result.name: {"seconds": result.seconds, "mib": result.peak_mib} for result in results.values()}
-        figures.append({"mib": mib, "runs": runs})
-        _print(mib, results)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1))
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parser().parse_args(arguments)
+    scales = chosen(options.cases, options.sizes, options.leaves, quick=options.quick)
+    if not any(scales.values()):
+        parser().error(f"no case is named like {' '.join(options.cases)}; there are {', '.join(c.name for c in CASES)}")
+    rounds = Rounds(
+        options.rounds or (3 if options.quick else 5),
+        options.slow_rounds,
+        options.slow_after if options.slow_after is not None else (1.0 if options.quick else 60.0),
+        warm_up=not options.quick,
+    )
+    _prepare()
+    options.results.mkdir(parents=True, exist_ok=True)
+    place = Path(tempfile.mkdtemp(prefix="work-", dir=options.workdir or options.results)).resolve()
+    runner = Runner(place, rounds, _say)
+    results: list[Measured] = []
+    try:
+        for measured in runner.run(plan(scales)):
+            results.append(measured)
+            if measured.contenders:
+                print(f"\n{report.table(measured)}\n", flush=True)
+            _write(results, rounds, options.results / options.name)
+    finally:
+        runner.aside.close()
+        shutil.rmtree(place, ignore_errors=True)
+    print(report.targets_table(judge(results)))
+    _draw(options.results / options.name)
+    failed = [f"{r.case}, {r.scale}: {c.name}" for r in results for c in r.contenders if c.role == "ours" and c.note]
+    if failed:
+        sys.exit("failed: " + "; ".join(failed))
 
 
-def _measure(place: Path, mib: int, rounds: int) -> dict[str, Measured]:
-    source, destination = place / "source", place / "destination"
-    make = [sys.executable, "-c", MAKE_SOURCE, str(source), str(mib), str(LAYERS)]
-    subprocess.run(make, check=True, capture_output=True)
-    convert = [sys.executable, "-m", "converter", "linen-to-nnx", "-q", str(source), str(destination)]
-    commands = {
-        "flax-convert, verified": convert,
-        "flax-convert --no-verify": [*convert, "--no-verify"],
-        "Orbax restore + rename + save": [sys.executable, "-m", "benchmarks.todays_way", str(source), str(destination)],
-        "cp -r": ["cp", "-r", str(source), str(destination)],
-    }
-    return run_in_turn(commands, rounds, lambda: shutil.rmtree(destination, ignore_errors=True))
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    add = made.add_argument
+    add("--quick", action="store_true", help="fewer cases, small sizes, three rounds: about a minute")
+    add("--cases", nargs="+", metavar="NAME", default=["*"], help="names of cases, or patterns such as 'leaves-*'")
+    add("--sizes", nargs="+", metavar="SIZE", help=f"512MB, 2GB, … (default: {' '.join(DEFAULT_SIZES)})")
+    add("--leaves", type=int, metavar="N", help=f"of the cases of small leaves (default: {DEFAULT_LEAVES})")
+    add("--rounds", type=int, metavar="N", help="runs of each contender (default: 5, quick: 3)")
+    add("--slow-rounds", type=int, default=1, metavar="N", help="runs of a slow contender (default: 1)")
+    add("--slow-after", type=float, metavar="S", help="seconds from which on one is slow (default: 60, quick: 1)")
+    add("--workdir", type=Path, metavar="DIR", help="where checkpoints are made (default: in the results' folder)")
+    add("--results", type=Path, metavar="DIR", default=RESULTS, help="where results go (default: benchmarks/results)")
+    add("--name", metavar="NAME", default="bench", help="of the result's files (default: bench)")
+    return made
 
 
-def _print(mib: int, results: dict[str, Measured]) -> None:
-    today = results["Orbax restore + rename + save"].median
-    print(f"\nLinen → NNX, Orbax → Orbax, {mib} MiB in {LAYERS} float32 leaves")
-    print(f"{'':<32}{'time / today':>14}{'peak memory':>14}")
-    for result in results.values():
-        print(f"{result.name:<32}{result.median / today:>14.2f}{result.peak:>10.0f} MiB")
+def chosen(
+    patterns: Sequence[str], sizes: Sequence[str] | None, leaves: int | None, *, quick: bool
+) -> dict[str, list[Scale]]:
+    """The scales of every case that is asked for. Cases and sizes that are named go before those of ``quick``.
+
+    Raises:
+      SystemExit: a size cannot be read, or the number of leaves is no multiple of ``LEAVES_STEP``.
+    """
+    number = leaves or (QUICK_LEAVES if quick else DEFAULT_LEAVES)
+    if number < LEAVES_STEP or number % LEAVES_STEP:
+        sys.exit(f"--leaves {number}: it has to be a multiple of {LEAVES_STEP}")
+    cases = [case for case in CASES if any(fnmatch.fnmatchcase(case.name, pattern) for pattern in patterns)]
+    if quick and list(patterns) == ["*"]:
+        cases = [case for case in cases if case.name in QUICK_SIZES]
+    scales: dict[str, list[Scale]] = {}
+    for case in cases:
+        default = QUICK_SIZES.get(case.name, QUICK_SIZES["stack"]) if quick else DEFAULT_SIZES
+        try:
+            large = [Scale.parse(size) for size in sizes or default]
+        except ValueError as error:
+            sys.exit(f"--sizes: {error}")
+        scales[case.name] = [Scale(leaves=number)] if case.small else large
+    return scales
+
+
+def _prepare() -> None:
+    """The same surroundings for all processes. If memory runs out, the kernel shall take one of them and no other."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # Libraries are compiled to bytecode when they are installed, this package the first time it runs.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.chdir(ROOT)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+
+
+def _say(text: str, start: float = time.monotonic()) -> None:
+    print(f"[{time.monotonic() - start:6.0f} s] {text}", file=sys.stderr, flush=True)
+
+
+def _write(results: Sequence[Measured], rounds: Rounds, path: Path) -> None:
+    """After every case, so that a run that ends early leaves its results."""
+    outcomes = judge(results)
+    path.with_suffix(".txt").write_text(report.as_text(results, outcomes), encoding="utf-8")
+    content = json.dumps(report.as_json(results, outcomes, rounds), indent=1, ensure_ascii=False)
+    path.with_suffix(".json").write_text(content + "\n", encoding="utf-8")
+
+
+def _draw(path: Path) -> None:
+    from benchmarks import plot
+
+    try:
+        plot.main(str(path.with_suffix(".json")), str(path.with_suffix(".svg")))
+    except ImportError:
+        print("no picture: matplotlib is missing (pip install '.[bench]')", file=sys.stderr)
 
 
 if __name__ == "__main__":
