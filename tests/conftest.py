@@ -29,6 +29,29 @@ def _quiet_logs() -> None:
         logging.set_verbosity(logging.ERROR)
 
 
+COMPILATION = {
+    # Less time for the compiler, more for programs that are too small to notice.
+    "jax_disable_most_optimizations": True,
+    # A scan is compiled anew with every eager call, and many models are the same: there is much use for the files.
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_compilation(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Much of the time would go into compiling. All processes of this run share what they have compiled."""
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    for option, value in {**COMPILATION, "jax_compilation_cache_dir": str(shared / "compiled")}.items():
+        jax.config.update(option, value)
+    # JAX looks at these options only once, unless it is told to do so again.
+    compilation_cache.reset_cache()
+
+
 @pytest.fixture(scope="session")
 def fixtures_dir() -> Path:
     """The directory of fixture scripts; the checkpoints are in ``checkpoints/NAME`` below, a ``card.json`` in each."""

@@ -103,13 +103,50 @@ INVARIANT: dict[str, str] = {
 """Pairs in which nothing can be mixed up, and why."""
 
 
-def each(condition: Callable[[Pair], object] = lambda pair: True) -> pytest.MarkDecorator:
-    """Runs a test for every pair that fulfils the condition."""
-    return pytest.mark.parametrize("name", [pair.name for pair in PAIRS if condition(pair)])
+SLOW = {
+    "bidirectional_gru",
+    "linen_loop_of_attention_to_nnx_scan",
+    "linen_nested_scan_axis1_to_nnx_nested_list",
+    "linen_scan_of_optimized_lstm_to_nnx_list",
+    "linen_scan_over_time_to_nnx_rnn_of_optimized_lstm",
+    "linen_scan_remat_to_nnx_list",
+    "mha_decode_cache_normalize_qk",
+    "model_encoder_linen_scan_to_nnx_list",
+    "model_encoder_loop",
+    "model_resnet_train",
+    "model_vit",
+    "renamed_linen_loop_of_12_to_nnx_scan",
+    "renamed_linen_scan_axis1_to_nnx_list",
+    "rnn_linen_lstm_to_nnx_optimized",
+    "scan_axis_-1",
+    "scan_of_gru",
+    "scan_remat_auto_name",
+    "twelve_layers_linen_scan_to_nnx_list",
+    "vmap_ensemble_axis1",
+}
+"""Pairs that combine what quicker pairs show one by one."""
+
+Condition = Callable[[Pair], object]
 
 
-# The converter is given the inputs of the call. Where init needs others, it learns nothing from the Linen module.
-both_models = each(lambda pair: pair.init_inputs is None)
+def each(condition: Condition = lambda pair: True, slow: Condition = lambda pair: False) -> pytest.MarkDecorator:
+    """Runs a test for every pair that fulfils the condition; for some of them among the slow tests."""
+    return pytest.mark.parametrize(
+        "name",
+        [
+            pytest.param(pair.name, marks=pytest.mark.slow if pair.name in SLOW or slow(pair) else ())
+            for pair in PAIRS
+            if condition(pair)
+        ],
+    )
+
+
+def has_inputs_of_init(pair: Pair) -> bool:
+    """The converter is given the inputs of the call; where init needs others, the Linen module tells it nothing."""
+    return pair.init_inputs is None
+
+
+both_models = each(has_inputs_of_init)
 
 
 @functools.cache
@@ -160,6 +197,7 @@ def updated(made: Case, state: nnx.State) -> nnx.Module:
 
 def test_every_pair_has_a_name_of_its_own():
     assert len(BY_NAME) == len(PAIRS)
+    assert BY_NAME.keys() >= SLOW
 
 
 @each()
@@ -212,7 +250,7 @@ def test_to_linen(name: str):
     assert all(type(node) is dict for node in inner_nodes(variables))
 
 
-@both_models
+@each(has_inputs_of_init, slow=lambda pair: not pair.by_convention)
 def test_round_trip(name: str):
     """There and back; what comes from the converter goes into it again, and does not change the module it looks at.
 

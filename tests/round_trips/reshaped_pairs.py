@@ -305,10 +305,17 @@ TIED = Pair(
 
 def initial(pair: Pair, seed: int = 0) -> Arrays:
     """All arrays of the Linen side, random and none like another; variances are positive."""
-    shapes = jax.eval_shape(pair.linen().init, jax.random.key(0), *pair.inputs)
     generator = np.random.default_rng(seed)
-    made = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
-        name = "/".join(entry.key for entry in path)
-        made[name] = generator.uniform(0.5, 1.5, leaf.shape).astype(leaf.dtype)
-    return made
+    return {name: generator.uniform(0.5, 1.5, leaf.shape).astype(leaf.dtype) for name, leaf in _shapes(pair).items()}
+
+
+_SHAPES: dict[int, dict[str, jax.ShapeDtypeStruct]] = {}
+
+
+def _shapes(pair: Pair) -> dict[str, jax.ShapeDtypeStruct]:
+    """Of all arrays of the Linen side; each model is traced once."""
+    if id(pair) not in _SHAPES:
+        shapes = jax.eval_shape(pair.linen().init, jax.random.key(0), *pair.inputs)
+        leaves = jax.tree_util.tree_leaves_with_path(shapes)
+        _SHAPES[id(pair)] = {"/".join(entry.key for entry in path): leaf for path, leaf in leaves}
+    return _SHAPES[id(pair)]

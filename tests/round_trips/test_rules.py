@@ -18,13 +18,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
+from flax.training import train_state
 
 import converter
 from converter.errors import ConversionRefused
 from fixtures import make
 from fixtures.models import adamw_schedule
 from fixtures.unlike import UNLIKE
-from fixtures.unlike_trees import linen_maxtext_state
 
 from . import support
 from .support import Leaves
@@ -77,6 +77,16 @@ VIT = Case("linen_vit_msgpack", "nnx_vit_standard", "vit.toml", "vit", "vit")
 LAYERS = [
     Case(f"linen_{model}_standard", f"nnx_{model}_standard", "", model, model) for model in ("recurrent", "normalised")
 ]
+
+
+def both_ways(*cases: Case, quick: tuple[int, ...]) -> pytest.MarkDecorator:
+    """Every case to both frameworks. Those of MaxText are much alike: only the numbered tests of theirs are quick."""
+    every = [(case, to) for case in cases for to in OTHER]
+    slow = [case in MAXTEXT and number not in quick for number, (case, _) in enumerate(every)]
+    marked = [pytest.param(*each, marks=[pytest.mark.slow] * late) for each, late in zip(every, slow, strict=True)]
+    return pytest.mark.parametrize(("case", "to"), marked, ids=[f"{case}-{to}" for case, to in every])
+
+
 BOTH = ("nnx_model", "linen_model", "inputs")
 OTHER = {"linen": "nnx", "nnx": "linen"}
 
@@ -94,7 +104,8 @@ def check(case: Case, to: str, destination: Path, **options: Any) -> converter.R
     support.assert_equal(found, expected)
     support.assert_nothing_vanishes(support.flat(CARDS[getattr(case, OTHER[to])]["leaves"]), report.plan)
     said = {name: value for name, value in options.items() if not name.endswith("_style")}
-    assert converter.verify(source, destination, **said).ok
+    if "nnx_model" not in options:  # with models, running them once more would show nothing new
+        assert converter.verify(source, destination, **said).ok
     assert converter.verify(source, case.root(to), **said).ok
     return report
 
@@ -143,8 +154,7 @@ def test_there_and_back_by_rules(case: Case, tmp_path: Path) -> None:
     assert not report.plan.filled
 
 
-@pytest.mark.parametrize("to", ["linen", "nnx"])
-@pytest.mark.parametrize("case", [*MAXTEXT, VIT], ids=str)
+@both_ways(*MAXTEXT, VIT, quick=(0, 7))
 def test_rules_and_both_models(case: Case, to: str, tmp_path: Path) -> None:
     """The outputs prove that the rule files say the truth."""
     style = {"linen_style": "params"} if case is VIT and to == "linen" else {}
@@ -166,8 +176,7 @@ def test_a_rule_file_with_a_mistake_is_found_out_by_the_outputs(tmp_path: Path) 
 # Models alone --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("to", ["linen", "nnx"])
-@pytest.mark.parametrize("case", [*MAXTEXT, *LAYERS], ids=str)
+@both_ways(*MAXTEXT, *LAYERS, quick=(1, 2, 4, 7))
 def test_both_models(case: Case, to: str, tmp_path: Path) -> None:
     report = check(case, to, tmp_path / "out", **case.models(*BOTH))
     assert report.outputs is not None
@@ -215,12 +224,17 @@ def test_the_result_restores_into_a_nested_train_state(tmp_path: Path) -> None:
     """MaxText's, with the collection below ``params``: the template says so."""
     case = next(case for case in MAXTEXT if case.rules == "maxtext_scanned_to_list.toml")
     support.convert(case.root("nnx"), tmp_path / "out", "linen", like=case.root("linen"))
-    state = linen_maxtext_state("maxtext_scanned")
-    blank = jax.tree.map(jnp.zeros_like, state)
+    pair = UNLIKE[case.linen_model]
+
+    def made() -> train_state.TrainState:
+        variables = pair.linen().init(jax.random.key(0), *pair.inputs())
+        return train_state.TrainState.create(apply_fn=None, params=variables, tx=adamw_schedule())
+
+    state = jax.eval_shape(made)
     with ocp.StandardCheckpointer() as checkpointer:
-        restored = checkpointer.restore(tmp_path / "out", blank)
+        restored, saved = (checkpointer.restore(path, state) for path in (tmp_path / "out", case.root("linen")))
     assert jax.tree.structure(restored) == jax.tree.structure(state)
-    jax.tree.map(np.testing.assert_array_equal, restored, state)
+    jax.tree.map(np.testing.assert_array_equal, restored, saved)
 
 
 # Templates -----------------------------------------------------------------------------------------------------------
@@ -247,9 +261,9 @@ def test_a_template_and_rules(case: Case, to: str, tmp_path: Path) -> None:
 # The fixtures themselves ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", [*MAXTEXT, VIT, *LAYERS], ids=str)
+@pytest.mark.parametrize("case", [*MAXTEXT[:3], VIT, *LAYERS], ids=str)
 def test_both_sides_of_the_fixtures_compute_the_same(case: Case) -> None:
-    """As saved, restored by the libraries alone: the translation by hand is right."""
+    """As saved, restored by the libraries alone: the translation by hand is right. For MaxText's fourth it follows."""
     linen, nnx_side = (support.restored(case.root(side)) for side in ("linen", "nnx"))
     pair = UNLIKE[case.linen_model]
     variables = linen["params"] if "maxtext" in case.linen else {"params": linen} if case is VIT else linen

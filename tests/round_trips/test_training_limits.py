@@ -5,6 +5,8 @@ Models are trained in both frameworks at once, see training.py.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +51,14 @@ SAME_SHAPES = ("names", "loop and list")
 # Factored moments ---------------------------------------------------------------------------------------------------
 
 
-QUICKLY = [("names", "factored"), ("loop and list", "unfactored")]
-SLOWLY = [(name, optimizer) for name in SAME_SHAPES for optimizer in ADAFACTOR if (name, optimizer) not in QUICKLY]
-RENAMED = [*QUICKLY, *(pytest.param(*both, marks=pytest.mark.slow) for both in SLOWLY)]
+def combined(some: Collection[str], others: Collection[str], quickly: Collection[tuple[str, str]]) -> list[Any]:
+    """Every combination; those that are not listed show nothing that the listed ones do not, and are slow tests."""
+    every = list(itertools.product(some, others))
+    assert set(quickly) <= set(every)
+    return [pytest.param(*both, marks=() if both in quickly else pytest.mark.slow) for both in every]
 
 
-@pytest.mark.parametrize(("name", "optimizer"), RENAMED)
+@pytest.mark.parametrize(("name", "optimizer"), combined(SAME_SHAPES, ADAFACTOR, [("names", "factored")]))
 def test_factored_moments_follow_new_names(name: str, optimizer: str) -> None:
     pair, tx = PAIRS[name], ADAFACTOR[optimizer]()
     linen, of_nnx = trained_both(pair, tx, initial(pair), steps=1)
@@ -66,7 +70,14 @@ def test_factored_moments_follow_new_names(name: str, optimizer: str) -> None:
 NO_NEW_SHAPE = "factored moments (Adafactor) can follow a new name, but not a new shape"
 
 
-@pytest.mark.parametrize("name", [name for name in PAIRS if name not in SAME_SHAPES])
+OTHER_SHAPES = [
+    pytest.param(name, marks=() if name in ("scan and list", "lstm") else pytest.mark.slow)
+    for name in PAIRS
+    if name not in SAME_SHAPES
+]
+
+
+@pytest.mark.parametrize("name", OTHER_SHAPES)
 def test_factored_moments_do_not_follow_new_shapes(name: str) -> None:
     """All of them are named, each once, and nothing else is a problem."""
     pair, tx = PAIRS[name], ADAFACTOR["factored"]()
@@ -169,11 +180,14 @@ def trained_gru(tx: Any) -> tuple[Any, Nnx]:
     return linen, of_nnx
 
 
-GRU_OPTIMIZERS = ("momentum", "multi_transform", "frozen")
+GIVEN = combined(
+    ("momentum", "multi_transform", "frozen"),
+    ("both models", "the target's model"),
+    [("momentum", "both models"), ("frozen", "the target's model")],
+)
 
 
-@pytest.mark.parametrize("optimizer", GRU_OPTIMIZERS)
-@pytest.mark.parametrize("given", ["both models", "the target's model"])
+@pytest.mark.parametrize(("optimizer", "given"), GIVEN)
 def test_an_invented_bias_has_moments_of_zero_where_a_bias_has_any(optimizer: str, given: str) -> None:
     """Also where kernels are in one group of the optimizer and biases in another, or in none."""
     tx = OPTIMIZERS[optimizer]()
@@ -260,8 +274,7 @@ def trained_pieces(tx: Any) -> tuple[Any, Nnx]:
     return linen, of_nnx
 
 
-@pytest.mark.parametrize("given", ["both models", "the target's model"])
-@pytest.mark.parametrize("optimizer", ["momentum", "multi_transform", "frozen"])
+@pytest.mark.parametrize(("optimizer", "given"), GIVEN)
 def test_rules_drive_the_optimizer(optimizer: str, given: str) -> None:
     """Stacked, concatenated, rearranged and filled in; a filled parameter is one, its moments are zero."""
     tx = OPTIMIZERS[optimizer]()
@@ -338,8 +351,7 @@ def test_filled_statistics_get_no_moments() -> None:
 ALONE = ("momentum", "multi_transform", "frozen", "sgd")
 
 
-@pytest.mark.parametrize("optimizer", ALONE)
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize(("name", "optimizer"), combined(PAIRS, ALONE, list(zip(PAIRS, 2 * ALONE, strict=False))))
 def test_an_optimizer_alone_follows_the_models(name: str, optimizer: str) -> None:
     """Both models tell names, shapes and axes: also of parameters of which it keeps nothing."""
     pair, tx = PAIRS[name], OPTIMIZERS[optimizer]()

@@ -38,11 +38,9 @@ from .training import (
     values_of,
 )
 
-QUICK = ("multi_transform", "frozen")
-"""Optimizers whose steps compile in no time; the others are tried with one pair, and with all in the slow tests."""
-
-COMBINATIONS = [(pair, optimizer) for pair in PAIRS for optimizer in QUICK]
-COMBINATIONS += [("loop and scan", optimizer) for optimizer in ("clipped adam", "masked")]
+COMBINATIONS = [(pair, "multi_transform") for pair in PAIRS]
+COMBINATIONS += [("loop and scan", optimizer) for optimizer in ("clipped adam", "masked", "frozen")]
+"""Others are combined in the slow tests."""
 OTHERS = [(pair, optimizer) for pair in PAIRS for optimizer in OPTIMIZERS if (pair, optimizer) not in COMBINATIONS]
 ALL = [*COMBINATIONS, *(pytest.param(*both, marks=pytest.mark.slow) for both in OTHERS)]
 

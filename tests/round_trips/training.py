@@ -73,10 +73,21 @@ def new_train_state(arrays: Mapping[str, Any], tx: Any, **others: Any) -> train_
 
 def new_nnx(pair: Pair, tx: Any, arrays: Mapping[str, Any] | None = None) -> Nnx:
     """The arrays are those of the NNX side; without any, the model has its own initial values."""
-    model = pair.nnx()
+    model = _new_model(pair)
     if arrays is not None:
         nnx.update(model, _filled(model, arrays))
     return Nnx(model, nnx.Optimizer(model, tx, wrt=nnx.Param))
+
+
+_MODELS: dict[int, tuple[nnx.GraphDef, nnx.State]] = {}
+
+
+def _new_model(pair: Pair) -> nnx.Module:
+    """A copy of a model that is initialised once."""
+    if id(pair) not in _MODELS:
+        _MODELS[id(pair)] = nnx.split(pair.nnx())
+    graph, state = _MODELS[id(pair)]
+    return nnx.merge(graph, jax.tree.map(lambda leaf: leaf, state))
 
 
 def _filled(node: Any, arrays: Mapping[str, Any], kind: Any = ...) -> nnx.State:

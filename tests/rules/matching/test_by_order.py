@@ -257,7 +257,15 @@ def bound(case: str, variables: Any) -> Any:
     return variables
 
 
-@pytest.mark.parametrize("case", RIGHT)
+def slow(*arguments: str) -> Any:
+    """A case that takes long, of which a quicker one shows almost all."""
+    return pytest.param(*arguments, marks=pytest.mark.slow)
+
+
+SLOW = ("twelve layers, one shared", "a small branch in float16")
+
+
+@pytest.mark.parametrize("case", [slow(case) if case in SLOW else case for case in RIGHT])
 def test_what_is_converted_computes_the_same_and_comes_back(case: str):
     pair = RIGHT[case]()
     variables = bound(case, pair.variables(1))
@@ -397,7 +405,7 @@ def test_conversions_inside_of_transformations(transform: Any):
         np.testing.assert_array_equal(found.reshape(array.shape), array)
 
 
-@pytest.mark.parametrize("case", ["tied in NNX alone", "fused gates"])
+@pytest.mark.parametrize("case", ["tied in NNX alone", slow("fused gates")])
 def test_conditions_cannot_be_checked_inside_of_jit(case: str):
     pair = RIGHT[case]()
     variables = bound(case, pair.variables(1))
