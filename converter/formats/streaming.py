@@ -228,11 +228,11 @@ def digest(pieces: Iterable[Any]) -> int:
 def digest_function() -> Callable[[int, Any], int]:
     """Continues a crc32c by the bytes of a buffer."""
     import google_crc32c
-    import numpy as np
 
     def extend(value: int, piece: Any) -> int:
         if isinstance(piece, bytes):
             return int(google_crc32c.extend(value, piece))
+        import numpy as np
 
         data = np.frombuffer(piece, np.uint8)
         data.flags.writeable = False  # the library takes nothing else
