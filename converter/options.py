@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from converter import user_code
 from converter.dialects.dialect import Dialect, Framework
 from converter.errors import ModelError, UsageError
-from converter.models import Model, nnx_model_from_factory
-from converter.models import linen_model as describe_linen
-from converter.models import nnx_model as describe_nnx
 from converter.planning.request import LinenStyle, NnxBundle, NnxStyle, Request
 from converter.tree import LeafKind, LeafSpec, PathGlob, parse_array_spec
 
 if TYPE_CHECKING:
+    from converter.models import Model
     from converter.rules.language.rule_set import RuleSet
     from converter.rules.matching.evidence import Evidence
     from converter.template import Template
@@ -173,8 +171,10 @@ def read_nnx_model(given: Any) -> Model | None:
     from flax import linen as nn
     from flax import nnx
 
+    from converter import models
+
     is_module = isinstance(given, nnx.Module | nn.Module)
-    return describe_nnx(given) if is_module or not callable(given) else nnx_model_from_factory(given)
+    return models.nnx_model(given) if is_module or not callable(given) else models.nnx_model_from_factory(given)
 
 
 def read_linen_model(given: Any, inputs: Sequence[Any] | None, kwargs: Mapping[str, Any]) -> Model | None:
@@ -191,6 +191,8 @@ def read_linen_model(given: Any, inputs: Sequence[Any] | None, kwargs: Mapping[s
     from flax import linen as nn
     from flax import nnx
 
+    from converter import models
+
     if callable(given) and not isinstance(given, nnx.Module | nn.Module):
         given = user_code.call(f"building the Linen model {getattr(given, '__name__', given)}", given)
     if inputs is None:
@@ -200,7 +202,7 @@ def read_linen_model(given: Any, inputs: Sequence[Any] | None, kwargs: Mapping[s
         )
     # These two are arguments of apply; init has neither.
     call_kwargs = {name: value for name, value in kwargs.items() if name not in ("mutable", "rngs")}
-    return describe_linen(given, inputs, call_kwargs)
+    return models.linen_model(given, inputs, call_kwargs)
 
 
 def read_inputs(given: Any) -> tuple[Any, ...] | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -73,7 +72,7 @@ def write_atomically(
     """
     created = _make_parents(destination)
     # The name says whose it is after a power failure; it does not grow with the destination's.
-    temporary = destination.with_name(f".flax-convert-unfinished-{secrets.token_hex(4)}")
+    temporary = destination.with_name(f".flax-convert-unfinished-{os.urandom(4).hex()}")
     try:
         with scratch.room(destination.parent, budget):
             with _naming(temporary, destination):
@@ -165,7 +164,7 @@ def _sync(path: FilePath) -> None:
 
 
 def _publish(temporary: FilePath, destination: FilePath, force: bool) -> None:
-    replaced = destination.with_name(f".flax-convert-replaced-{secrets.token_hex(4)}")
+    replaced = destination.with_name(f".flax-convert-replaced-{os.urandom(4).hex()}")
     try:
         if os.path.lexists(destination):
             if not force:

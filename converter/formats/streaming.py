@@ -8,7 +8,6 @@ import queue
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -157,6 +156,8 @@ def in_parallel(work: Callable[[T, Callable[[], None]], None], jobs: Sequence[T]
     if len(jobs) == 1:
         work(jobs[0], go_on)
         return
+    from concurrent.futures import ThreadPoolExecutor
+
     with ThreadPoolExecutor(_WORKERS, "flax-convert-worker") as pool:
         futures = [pool.submit(work, job, go_on) for job in jobs]
         try:

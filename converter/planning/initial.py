@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from converter.dialects.dialect import Dialect
-from converter.models import InitialValues, ModelVariable
 from converter.planning.findings import Findings
 from converter.planning.plan import Step, Transfer
 from converter.planning.request import Request
 from converter.rules.operations import Fill
 from converter.training_state import Part, Slot
 from converter.tree import format_path
+
+if TYPE_CHECKING:
+    from converter.models import InitialValues, ModelVariable
 
 
 def from_the_model(
@@ -27,6 +30,8 @@ def from_the_model(
         findings.notes += [f"{format_path(v.path)} {v.spec} is in the --like checkpoint only, {why}" for v in unfilled]
     if model is None or not request.fill_from_model:
         return []
+    from converter.models import InitialValues
+
     values = InitialValues(model)
     steps = []
     for variable in wanted:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from converter.dialects.dialect import Framework
-from converter.models import InitialValues, Model
 from converter.planning.following import factored_groups
 from converter.planning.request import Request
 from converter.rules.layers import slashed_key
@@ -15,6 +15,9 @@ from converter.rules.matching.match import correspond
 from converter.rules.operations import Fill
 from converter.training_state import PARAMS, Part, TrainingState
 from converter.tree import LeafKind, LeafSpec, empty_spec
+
+if TYPE_CHECKING:
+    from converter.models import Model
 
 
 def find_links(
@@ -68,6 +71,8 @@ def _initial_values(model: Model | None) -> Callable[[Name], Fill] | None:
     """Gives variables the value that they have in a new model; None where there is no model to make."""
     if model is None or model.module is None:
         return None
+    from converter.models import InitialValues
+
     values = InitialValues(model)
     variables = {(v.collection, v.path): v for v in model.variables}
 

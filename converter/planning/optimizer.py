@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from converter.dialects.opt_state import OPT_STATE, missing_positions
-from converter.models import optimizer_state_leaves
 from converter.planning.findings import Findings
 from converter.planning.plan import Step, Transfer
 from converter.rules.operations import Fill
@@ -51,6 +50,8 @@ def _exact(
     checked: bool,
 ) -> list[Step]:
     import jax
+
+    from converter.models import optimizer_state_leaves
 
     structs = nest((path, jax.ShapeDtypeStruct(spec.shape, numpy_dtype(spec.dtype))) for path, spec in params.items())
     expected = dict(optimizer_state_leaves(optimizer, structs))

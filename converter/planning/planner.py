@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from converter.dialects import readings, unreadable
 from converter.dialects.dialect import FRAMEWORK_NAMES, Dialect, Framework, Lifted
 from converter.dialects.nnx import VALUE, NnxLayout
 from converter.dialects.train_state import LinenTrainState
 from converter.errors import UnsupportedCheckpoint, UsageError
-from converter.models import Model
 from converter.planning.findings import Findings
 from converter.planning.following import Following, Made
 from converter.planning.initial import from_the_model
@@ -26,6 +26,9 @@ from converter.rules.operations import Unfit
 from converter.rules.variable_types import assign_collections
 from converter.training_state import PARAMS, Part, Slot, TrainingState
 from converter.tree import LeafKind, LeafSpec, Tree, array_spec, empty_spec, format_path
+
+if TYPE_CHECKING:
+    from converter.models import Model
 
 
 def make_plan(tree: Tree, request: Request) -> Plan:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import TYPE_CHECKING
 
-from converter.models import Model
 from converter.planning.findings import Findings
 from converter.planning.plan import Drop
 from converter.planning.request import Request
 from converter.rules.link import Name
 from converter.training_state import PARAMS, RNG_COLLECTIONS, Held, Part, Slot, TrainingState
 from converter.tree import LeafKind, LeafSpec, Path, PathGlob, format_path, parse_path
+
+if TYPE_CHECKING:
+    from converter.models import Model
 
 TRANSIENT = ("intermediates", "perturbations")
 """Collections that a call makes anew: neither framework needs them in a checkpoint."""

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from converter.dialects.dialect import Dialect, Framework
-from converter.models import Model
 from converter.tree import PathGlob
 
 if TYPE_CHECKING:
+    from converter.models import Model
     from converter.rules.language.rule_set import RuleSet
     from converter.rules.matching.evidence import Evidence
 

@@ -14,12 +14,15 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from converter.models.layers import Layer
 from converter.rules.link import Name
 from converter.rules.operations import REWRAP, Concat, Operation
 from converter.training_state import PARAMS, RNG_COLLECTIONS
 from converter.tree import Path
+
+if TYPE_CHECKING:
+    from converter.models.layers import Layer
 
 Role = Name
 """Collection of a variable and its path inside its layer, as Linen writes them."""

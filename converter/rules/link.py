@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
-from converter.models import ModelVariable
 from converter.rules.operations import REWRAP, Operation
 from converter.tree import Path, format_path
+
+if TYPE_CHECKING:
+    from converter.models import ModelVariable
 
 Name = tuple[str, Path]
 """Collection and path of a variable."""

@@ -9,13 +9,16 @@ it by name.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from converter.dialects.rng import random_state_paths
-from converter.models import Model
-from converter.rules.language.rule_set import RuleSet
 from converter.rules.names import joined_numbers
 from converter.training_state import PARAMS, Held, Part, Slot, TrainingState
 from converter.tree import Leaf, Path, PathGlob
+
+if TYPE_CHECKING:
+    from converter.models import Model
+    from converter.rules.language.rule_set import RuleSet
 
 PARAM_NAMES = frozenset({"kernel", "bias", "scale", "embedding", "negative_slope"})
 """What the layers of flax.nnx call their parameters (linear.py, normalization.py, attention.py, activations.py)."""

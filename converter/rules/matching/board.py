@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from converter.models import Model
 from converter.rules.layers import Part, nnx_parts
 from converter.rules.link import Name
 from converter.rules.names import lstm_cells, may_have_gates, spellings
 from converter.rules.operations import REWRAP, Operation
 from converter.tree import LeafSpec, Path
+
+if TYPE_CHECKING:
+    from converter.models import Model
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from converter.models import Model
 from converter.rules.layers import (
     GRU_HIDDEN_BIAS,
     LINEN_CELLS,
@@ -19,6 +19,9 @@ from converter.rules.matching.board import Board, Piece
 from converter.rules.names import LINEN_GATE, NNX_GATE, lstm_cells, rename_gate
 from converter.rules.operations import REWRAP, Concat
 from converter.tree import LeafSpec, Path
+
+if TYPE_CHECKING:
+    from converter.models import Model
 
 
 def linen_pieces(nnx: Mapping[Name, LeafSpec], nnx_model: Model | None) -> list[Piece]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from converter.rules.link import Name
 from converter.rules.matching.board import Board, Piece
-from converter.rules.matching.evidence import Evidence
 from converter.rules.operations import REWRAP, MoveAxis, Operation, Reshape, Transpose, Unfit
 from converter.training_state import CACHE
 from converter.tree import LeafKind, LeafSpec
+
+if TYPE_CHECKING:
+    from converter.rules.matching.evidence import Evidence
 
 NORMS = frozenset({"LayerNorm", "InstanceNorm", "BatchNorm", "RMSNorm", "GroupNorm"})
 """Layers that may normalise over several axes. Linen gives their variables the shape of these axes; NNX, which knows

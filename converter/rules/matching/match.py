@@ -7,22 +7,22 @@ target's names are those that Flax would choose.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from converter.dialects.dialect import FRAMEWORK_NAMES, Framework
-from converter.models import Model, ModelVariable
 from converter.rules.layers import GRU_HIDDEN_BIAS, GRU_REASON, NO_COUNTERPART
 from converter.rules.link import Correspondence, Link, Name, format_name
-from converter.rules.matching.axes import settle_axes
 from converter.rules.matching.board import Board, Piece
 from converter.rules.matching.by_name import pair_by_name
-from converter.rules.matching.by_number import pair_loops
-from converter.rules.matching.by_order import pair_by_order
 from converter.rules.matching.conventions import linen_pieces, nnx_pieces
-from converter.rules.matching.evidence import Evidence
 from converter.rules.matching.fitting import fitted, same_shape
 from converter.rules.operations import Drop, NotInvertible, Unfit, fill_number
 from converter.training_state import CACHE, RNG_COLLECTIONS
 from converter.tree import LeafKind, LeafSpec, Path, array_spec
+
+if TYPE_CHECKING:
+    from converter.models import Model, ModelVariable
+    from converter.rules.matching.evidence import Evidence
 
 MODELS_ADVICE = "Give both models and --input, so that their calls tell which variable is which."
 SHAPES_ADVICE = (
@@ -88,6 +88,10 @@ def _matched(
     evidence: Evidence | None,
     found: Correspondence,
 ) -> list[Piece]:
+    from converter.rules.matching.axes import settle_axes
+    from converter.rules.matching.by_number import pair_loops
+    from converter.rules.matching.by_order import pair_by_order
+
     target_model = nnx_model if to == "nnx" else linen_model
     assert target_model is not None
     targets = {(v.collection, v.path): v for v in target_model.variables}
