@@ -26,6 +26,8 @@ def boxed_paths(paths: Iterable[Path]) -> frozenset[Path]:
     so the checkpoint counts as boxed only if one of Linen's own parameters is.
     """
     paths = list(paths)
+    if not any(path[-1:] == (BOX_KEY,) and path[-2] in BOXED_NAMES for path in paths if len(path) > 1):
+        return frozenset()
     children: dict[Path, set[Key]] = {}
     for path in paths:
         for depth, key in enumerate(path):

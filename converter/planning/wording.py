@@ -26,6 +26,8 @@ def demand(operation: Operation) -> str:
 
 def several(paths: Sequence[Path]) -> str:
     """Several paths in a few words: ``params/layers_{0…11}/kernel``, ``params/cell/{ir,iz,in}/kernel``."""
+    if len(paths) == 1:
+        return format_path(paths[0])
     columns = [list(dict.fromkeys(column)) for column in zip(*paths, strict=False)]
     together = len(set(map(len, paths))) == 1 and math.prod(map(len, columns)) == len(set(paths))
     if not together:

@@ -46,18 +46,24 @@ def assign_collections(
     variables = {slot.path: held.leaf for slot, held in state.items() if slot.part is Part.VARIABLES}
     mirrored = frozenset(slot.path for slot in state if slot.part is Part.OPT_STATE and slot.is_mirror)
     sources = {slot.path: held.source for slot, held in state.items() if slot.part is Part.VARIABLES}
-    authorities: list[Decide] = [
-        lambda path: next((name for glob, name in told if glob.matches(path) or glob.matches(sources[path])), None),
-        rules.collection_of if rules else lambda path: None,
-        _from_nnx_model(nnx_model),  # "" for an array that is no Variable: that is decided too
-        random_state_paths(variables).get,
-        _from_linen_model(linen_model),
-        lambda path: PARAMS if path in mirrored else None,
-        _from_names(variables),
+    possible: list[tuple[object, Decide]] = [
+        (told, lambda path: next((name for g, name in told if g.matches(path) or g.matches(sources[path])), None)),
+        (rules, lambda path: rules.collection_of(path) if rules else None),
+        (nnx_model, _from_nnx_model(nnx_model)),  # "" for an array that is no Variable: that is decided too
+        (random := random_state_paths(variables), random.get),
+        (linen_model, _from_linen_model(linen_model)),
+        (mirrored, lambda path: PARAMS if path in mirrored else None),
+        (True, _from_names(variables)),
     ]
-    decided: dict[Path, str] = {}
-    for path in variables:
-        decided[path] = next((found for found in (decide(path) for decide in authorities) if found is not None), "")
+    authorities = [decide for knows, decide in possible if knows]
+
+    def decide(path: Path) -> str:
+        for authority in authorities:
+            if (found := authority(path)) is not None:
+                return found
+        return ""
+
+    decided = {path: decide(path) for path in variables}
 
     def placed(slot: Slot, held: Held) -> tuple[Slot, Held]:
         collection = decided.get(slot.path, PARAMS) if slot.path else ""
