@@ -52,9 +52,7 @@ def _blank(row: tuple[_Cell, ...], position: int) -> tuple[_Cell, ...]:
     if number is None:
         return row
     at = -2 - 2 * position
-    return tuple(
-        (*cell[:at], "", *cell[at + 1 :]) if len(cell) >= -at and cell[at] == number else cell for cell in row
-    )
+    return tuple((*cell[:at], "", *cell[at + 1 :]) if len(cell) >= -at and cell[at] == number else cell for cell in row)
 
 
 def _merged(members: list[tuple[_Cell, ...]], position: int) -> list[tuple[_Cell, ...]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 from converter.errors import UnreadableCheckpoint
@@ -28,29 +30,15 @@ class _Files:
 
     def read(self, extent: Extent) -> bytes:
         """Raises: UnreadableCheckpoint: the file is missing, shorter, or cannot be read."""
-        try:
-            with self._lock:  # nobody may close the file meanwhile
-                number = self._number(extent.file)
-                data = os.pread(number, extent.length, extent.offset)
-                while 0 < len(data) < extent.length:  # the system gives 2 GiB at a time
-                    more = os.pread(number, extent.length - len(data), extent.offset + len(data))
-                    if not more:
-                        break
-                    data += more
-        except OSError as error:
-            raise UnreadableCheckpoint(f"{extent.file} cannot be read: {error.strerror}", COPY_AGAIN) from None
-        if len(data) != extent.length:
-            raise UnreadableCheckpoint(
-                f"{extent.file} is too short: expected {extent.length} bytes at {extent.offset}, found {len(data)}",
-                COPY_AGAIN,
-            )
-        return data
+        buffer = bytearray(extent.length)
+        self.read_into(extent, memoryview(buffer))
+        return bytes(buffer)
 
     def read_into(self, extent: Extent, buffer: memoryview) -> None:
         """Fills the whole buffer. Raises: as ``read``."""
+        done = 0
         try:
-            with self._lock:
-                number, done = self._number(extent.file), 0
+            with self._lent(extent.file) as number:
                 while done < len(buffer):
                     count = os.preadv(number, [buffer[done:]], extent.offset + done)
                     if not count:
@@ -63,6 +51,16 @@ class _Files:
                 f"{extent.file} is too short: expected {len(buffer)} bytes at {extent.offset}, found {done}",
                 COPY_AGAIN,
             )
+
+    @contextlib.contextmanager
+    def _lent(self, path: str) -> Iterator[int]:
+        """A descriptor that nobody else closes meanwhile."""
+        with self._lock:
+            number = os.dup(self._number(path))
+        try:
+            yield number
+        finally:
+            os.close(number)
 
     def _number(self, path: str) -> int:
         """The descriptor of the file that has this name now."""

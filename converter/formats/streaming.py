@@ -153,8 +153,9 @@ def in_parallel(work: Callable[[T, Callable[[], None]], None], jobs: Sequence[T]
         if stopped.is_set():
             raise _Stopped
 
-    if len(jobs) == 1:
-        work(jobs[0], go_on)
+    if len(jobs) <= 1:
+        for job in jobs:
+            work(job, go_on)
         return
     from concurrent.futures import ThreadPoolExecutor
 
@@ -192,7 +193,7 @@ def in_turn(
                 yield len(piece), ((path, leaf), piece)
             yield 0, ((path, leaf), None)
 
-    flat = (part for batch in ahead(_batches(parts())) for part in batch)
+    flat = (part for batch in ahead(batches(parts())) for part in batch)
     for first in flat:
 
         def rest(part: Any = first) -> Iterator[Any]:
@@ -203,7 +204,7 @@ def in_turn(
         yield first[0], rest()
 
 
-def _batches(parts: Iterable[tuple[int, T]]) -> Iterator[list[T]]:
+def batches(parts: Iterable[tuple[int, T]]) -> Iterator[list[T]]:
     """Small parts together: handing each of 50,000 leaves to another thread takes longer than reading them."""
     batch: list[T] = []
     size = 0

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import enum
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from converter import scratch
 from converter.formats.checkpoint import Progress
 from converter.formats.chunks import same_bytes
-from converter.formats.streaming import ARRAYS, digest, leaf_pieces
+from converter.formats.streaming import ARRAYS, batches, digest, in_parallel, leaf_pieces
 from converter.grid import Chunk, Grid
 from converter.planning.plan import Step
 from converter.stored import Extent
@@ -82,35 +83,68 @@ def compare_values(
     Args:
       digests: crc32c of the bytes of arrays as they were written, where that is known.
     """
+    compared = [
+        (step, found)
+        for step in steps
+        if (found := destination.get(step.target)) is not None and step.spec.kind is not LeafKind.EMPTY
+    ]
     files = _FileNames()
-    leaves = nbytes = 0
+    outcomes: dict[int, Proof | tuple[str, str]] = {}
+    left: list[tuple[int, int]] = []
+    for number, (step, found) in enumerate(compared):
+        if _is_same_place(step, found, files):
+            outcomes[number] = Proof.REFERENCE
+            progress(step.spec.nbytes, 1)
+        else:
+            left.append((step.spec.nbytes, number))
+    reported = threading.Lock()
+
+    def prove(numbers: Sequence[int], go_on: Callable[[], None]) -> None:
+        for number in numbers:
+            go_on()
+            step, found = compared[number]
+            outcomes[number] = _proof(step, found, (digests or {}).get(step.target))
+            with reported:
+                progress(step.spec.nbytes, 1)
+
+    in_parallel(prove, list(batches(left)))
+    return _result([(step, outcomes[number]) for number, (step, _) in enumerate(compared)])
+
+
+def _result(outcomes: Sequence[tuple[Step, Proof | tuple[str, str]]]) -> ValuesResult:
     differences: list[Difference] = []
     proofs: dict[Proof, tuple[int, int]] = {}
-    for step in steps:
-        found = destination.get(step.target)
-        if found is None or step.spec.kind is LeafKind.EMPTY:
-            continue
-        proof = _proof(step, found, (digests or {}).get(step.target), files)
-        if isinstance(proof, Proof):
-            count, size = proofs.get(proof, (0, 0))
-            proofs[proof] = count + 1, size + step.spec.nbytes
+    for step, outcome in outcomes:
+        if isinstance(outcome, Proof):
+            count, size = proofs.get(outcome, (0, 0))
+            proofs[outcome] = count + 1, size + step.spec.nbytes
         else:
-            differences.append(Difference(format_path(step.target), *proof))
-        leaves += 1
-        nbytes += step.spec.nbytes
-        progress(step.spec.nbytes, 1)
-    return ValuesResult(leaves, nbytes, tuple(differences), proofs)
+            differences.append(Difference(format_path(step.target), *outcome))
+    return ValuesResult(len(outcomes), sum(step.spec.nbytes for step, _ in outcomes), tuple(differences), proofs)
 
 
-def _proof(step: Step, found: Leaf, written: int | None, files: _FileNames) -> Proof | tuple[str, str]:
+def _is_same_place(step: Step, found: Leaf, files: _FileNames) -> bool:
+    """Whether both are the same bytes on disk."""
+    pairs = _pairs(step, found)
+    return pairs is not None and all(files.same(left, right) for left, right in pairs)
+
+
+def _pairs(step: Step, found: Leaf) -> list[tuple[Chunk | None, Chunk | None]] | None:
+    """The chunks of both, one beside the other, where equal chunks mean equal arrays."""
+    if step.spec.kind not in ARRAYS or not same_spec(step.spec, found.spec):
+        return None
+    source, target = step.grid(), found.grid()
+    if source is None or target is None or not _same_form(source, target):
+        return None
+    return [(source.chunks.get(index), target.chunks.get(index)) for index in source.indices()]
+
+
+def _proof(step: Step, found: Leaf, written: int | None) -> Proof | tuple[str, str]:
     """How a leaf is known to be what it should be, or how it differs, as (expected, found)."""
     if step.spec.kind not in ARRAYS or not same_spec(step.spec, found.spec):
         return value_difference(step.value(), found.fetch()) or Proof.VALUES
-    source, target = step.grid(), found.grid()
-    if source is not None and target is not None and _same_form(source, target):
-        pairs = [(source.chunks.get(index), target.chunks.get(index)) for index in source.indices()]
-        if all(files.same(left, right) for left, right in pairs):
-            return Proof.REFERENCE
+    pairs = _pairs(step, found)
+    if pairs is not None:
         if all(left is right is None or (left and right and same_bytes(left, right)) for left, right in pairs):
             return Proof.BYTES
     elif written is not None and digest(leaf_pieces(step.target, found)) == written:
