@@ -186,8 +186,12 @@ def concatenated(grids: list[Grid], axis: int) -> Grid | None:
 
 def split(grid: Grid, axis: int, sizes: tuple[int, ...]) -> list[Grid] | None:
     """The parts along an axis, where they begin and end with a chunk, or chunks can be cut."""
+    if not all(sizes):
+        return None
+    if grid.axes[axis].is_whole and _is_cuttable(grid, axis):
+        return _divided(grid, axis, sizes)
     length = math.gcd(grid.axes[axis].chunk, *sizes[:-1])
-    fine = _cut(grid, axis, length) if all(sizes) else None
+    fine = _cut(grid, axis, length)
     if fine is None:
         return None
     starts = [start // length for start in itertools.accumulate(sizes, initial=0)]
@@ -245,8 +249,7 @@ def _cut(grid: Grid, axis: int, length: int) -> Grid | None:
     chunk = grid.axes[axis].chunk
     if chunk == length:
         return grid
-    slower = grid.order[: grid.order.index(axis)]
-    if not grid.encoding.is_raw or chunk % length or any(grid.axes[each].chunk > 1 for each in slower):
+    if chunk % length or not _is_cuttable(grid, axis):
         return None
     pieces = chunk // length
     count = -(-grid.axes[axis].size // length)
@@ -254,16 +257,32 @@ def _cut(grid: Grid, axis: int, length: int) -> Grid | None:
     for index, whole in grid.chunks.items():
         first = index[axis] * pieces
         for number in range(min(pieces, count - first)):
-            chunks[(*index[:axis], first + number, *index[axis + 1 :])] = _piece(whole, number, pieces)
+            chunks[(*index[:axis], first + number, *index[axis + 1 :])] = _rows(whole, number * length, length, chunk)
     return _resized(grid, axis, grid.axes[axis].size, length, chunks)
 
 
-def _piece(chunk: Chunk, number: int, pieces: int) -> Chunk:
+def _divided(grid: Grid, axis: int, sizes: tuple[int, ...]) -> list[Grid]:
+    """The parts along an axis that is in one chunk, each of them in one chunk too."""
+    whole = grid.axes[axis].chunk
+    starts = itertools.accumulate(sizes, initial=0)
+    return [
+        _resized(grid, axis, size, size, {i: _rows(chunk, start, size, whole) for i, chunk in grid.chunks.items()})
+        for start, size in zip(starts, sizes, strict=False)
+    ]
+
+
+def _is_cuttable(grid: Grid, axis: int) -> bool:
+    """Whether any range along an axis is consecutive bytes of its chunk."""
+    slower = grid.order[: grid.order.index(axis)]
+    return grid.encoding.is_raw and all(grid.axes[each].chunk <= 1 for each in slower)
+
+
+def _rows(chunk: Chunk, start: int, count: int, total: int) -> Chunk:
+    """Some of the ``total`` equal pieces, one behind the other, that a chunk consists of."""
+    length = (len(chunk) if isinstance(chunk, bytes) else chunk.length) // total
     if isinstance(chunk, bytes):
-        length = len(chunk) // pieces
-        return chunk[number * length : (number + 1) * length]
-    length = chunk.length // pieces
-    return Extent(chunk.file, chunk.offset + number * length, length)
+        return chunk[start * length : (start + count) * length]
+    return Extent(chunk.file, chunk.offset + start * length, count * length)
 
 
 def _resized(grid: Grid, axis: int, size: int, chunk: int, chunks: Mapping[Index, Chunk]) -> Grid:

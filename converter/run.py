@@ -82,6 +82,8 @@ def write_atomically(
         forget_files()
         with undisturbed():
             _publish(temporary, destination, force)
+            with contextlib.suppress(OSError):  # not every file system has it for directories
+                _flush(destination.parent)
     except BaseException:
         with undisturbed():
             forget_files()
@@ -156,6 +158,10 @@ def _sync(path: FilePath) -> None:
             _sync(child)
     elif path.stat().st_nlink > 1:  # a link to what has been on the disk for long
         return
+    _flush(path)
+
+
+def _flush(path: FilePath) -> None:
     number = os.open(path, os.O_RDONLY)
     try:
         os.fsync(number)

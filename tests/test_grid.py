@@ -284,9 +284,17 @@ def test_parts_are_had_where_they_end_with_chunks_or_chunks_can_be_cut(grid: Gri
     if size and can_be_cut(grid, axis, length):
         assert_holds(made, *np.split(decoded(grid), ends, axis))
         assert made is not None
-        assert {part.axes[axis].chunk for part in made} == {length}
+        in_one = grid.axes[axis].chunk == size
+        assert [part.axes[axis].chunk for part in made] == ([*sizes] if in_one else [length] * len(sizes))
     else:
         assert made is None
+
+
+def test_parts_of_odd_sizes_are_one_chunk_each():
+    made = outcome(split, encoded(numbered((7, 2)), (7, 2)), 0, (5, 1, 1))
+    assert made is not None
+    assert [len(part.chunks) for part in made] == [1, 1, 1]
+    assert_holds(made, *np.split(numbered((7, 2)), (5, 6)))
 
 
 @given(alone(rank=1), st.data())

@@ -140,7 +140,9 @@ def same_bytes(left: Chunk, right: Chunk) -> bool:
 
 def part_of(chunk: Chunk, offset: int, length: int) -> Chunk:
     if offset + length > length_of(chunk):
-        raise UnreadableCheckpoint("the index of a sharded chunk is damaged: it points outside", COPY_AGAIN)
+        raise UnreadableCheckpoint(
+            f"a chunk is damaged: expected {offset + length} bytes or more, found {length_of(chunk)}", COPY_AGAIN
+        )
     if isinstance(chunk, bytes):
         return chunk[offset : offset + length]
     return Extent(chunk.file, chunk.offset + offset, length)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import bisect
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any
@@ -128,20 +128,27 @@ class SharedFiles:
                     place = -(-end // _BLOCK) * _BLOCK
                     copied.starts.append(start)
                     copied.places.append(place)
-                    self._copy_bytes(file, source, made, start, place, stop - start)
+                    for done in copied_bytes(file, source, made, start, place, stop - start):
+                        self._progress(done, 0)
                     end = place + stop - start
             finally:
                 os.close(made)
         finally:
             os.close(source)
 
-    def _copy_bytes(self, file: str, source: int, target: int, start: int, place: int, length: int) -> None:
-        while length:
-            done = copy_range(source, target, min(length, _AT_ONCE), start, place)
-            if not done:
-                raise UnreadableCheckpoint(f"{file} became shorter while it was copied", "Copy it again.")
-            start, place, length = start + done, place + done, length - done
-            self._progress(done, 0)
+
+def copied_bytes(file: str, source: int, target: int, start: int, place: int, length: int) -> Iterator[int]:
+    """Copies a range of an open file to a place in another, and tells time and again how many bytes more are there.
+
+    Raises:
+      UnreadableCheckpoint: ``file``, which ``source`` was opened from, ends before.
+    """
+    while length:
+        done = copy_range(source, target, min(length, _AT_ONCE), start, place)
+        if not done:
+            raise UnreadableCheckpoint(f"{file} became shorter while it was copied", "Copy it again.")
+        start, place, length = start + done, place + done, length - done
+        yield done
 
 
 def _runs(ranges: list[Extent], size: int) -> list[tuple[int, int]]:

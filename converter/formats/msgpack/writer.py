@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any
 
-from converter.errors import ConverterError, DestinationError, UnreadableCheckpoint, UnsupportedCheckpoint
+from converter.errors import ConverterError, DestinationError, UnsupportedCheckpoint
 from converter.formats.checkpoint import Progress, Strategy, Written
 from converter.formats.msgpack import wire
 from converter.formats.msgpack.values import CHUNKED_ARRAY, EXT_ARRAY, EXT_COMPLEX, EXT_NUMPY_SCALAR
-from converter.formats.sharing import copy_range, open_source, write_at
+from converter.formats.sharing import copied_bytes, open_source, write_at
 from converter.formats.streaming import (
     ARRAYS,
     digest_function,
@@ -36,8 +36,6 @@ BUFFER_SIZE = 1 << 20
 
 LEAST_COPY = 1 << 16
 """Arrays of fewer bytes are not worth a system call of their own."""
-
-COPY_SIZE = 1 << 26
 
 
 class _Node(dict[Key, "_Node | Leaf"]):
@@ -371,16 +369,10 @@ class _Place:
 
     def copy(self, extent: Extent, go_on: Callable[[], None]) -> None:
         self.flush()
-        start, left = extent.offset, extent.length
         source = open_source(extent.file)
         try:
-            while left:
+            for _ in copied_bytes(extent.file, source, self._number, extent.offset, self._offset, extent.length):
                 go_on()
-                done = copy_range(source, self._number, min(left, COPY_SIZE), start, self._offset)
-                if not done:
-                    raise UnreadableCheckpoint(
-                        f"{extent.file} became shorter while it was read: {left} bytes are missing", "Copy it again."
-                    )
-                start, self._offset, left = start + done, self._offset + done, left - done
+            self._offset += extent.length
         finally:
             os.close(source)
