@@ -1,4 +1,4 @@
-"""What click's commands lack here: options under headings, arguments with a description, errors of our own wording."""
+"""What commands of Click lack here: options under headings, described arguments, errors that know their command."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Argument(click.Argument):
 
 
 class _Parsed(click.Command):
-    """Click's parser leaves out of some errors which command they are about."""
+    """A command that every error of usage knows: Click's parser leaves it out of some."""
 
     context_class = Context
 
