@@ -193,7 +193,7 @@ def in_turn(
                 yield len(piece), ((path, leaf), piece)
             yield 0, ((path, leaf), None)
 
-    flat = (part for batch in ahead(batches(parts())) for part in batch)
+    flat = (part for batch in ahead(_batches(parts())) for part in batch)
     for first in flat:
 
         def rest(part: Any = first) -> Iterator[Any]:
@@ -204,7 +204,7 @@ def in_turn(
         yield first[0], rest()
 
 
-def batches(parts: Iterable[tuple[int, T]]) -> Iterator[list[T]]:
+def _batches(parts: Iterable[tuple[int, T]]) -> Iterator[list[T]]:
     """Small parts together: handing each of 50,000 leaves to another thread takes longer than reading them."""
     batch: list[T] = []
     size = 0

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from converter import scratch
 from converter.formats.checkpoint import Progress
 from converter.formats.chunks import same_bytes
-from converter.formats.streaming import ARRAYS, batches, digest, in_parallel, leaf_pieces
+from converter.formats.streaming import ARRAYS, digest, in_parallel, leaf_pieces
 from converter.grid import Chunk, Grid
 from converter.planning.plan import Step
 from converter.stored import Extent
@@ -26,6 +26,10 @@ from converter.verification.structure import Difference, same_spec
 
 if TYPE_CHECKING:
     import numpy as np
+
+
+LARGE = 1 << 20
+"""Bytes of a leaf that are worth a thread of its own."""
 
 
 class Proof(enum.Enum):
@@ -90,24 +94,24 @@ def compare_values(
     ]
     files = _FileNames()
     outcomes: dict[int, Proof | tuple[str, str]] = {}
-    left: list[tuple[int, int]] = []
+    reported = threading.Lock()
+
+    def prove(number: int, _: Callable[[], None] | None = None) -> None:
+        step, found = compared[number]
+        outcomes[number] = _proof(step, found, (digests or {}).get(step.target))
+        with reported:
+            progress(step.spec.nbytes, 1)
+
+    large: list[int] = []
     for number, (step, found) in enumerate(compared):
         if _is_same_place(step, found, files):
             outcomes[number] = Proof.REFERENCE
             progress(step.spec.nbytes, 1)
+        elif step.spec.nbytes < LARGE:
+            prove(number)
         else:
-            left.append((step.spec.nbytes, number))
-    reported = threading.Lock()
-
-    def prove(numbers: Sequence[int], go_on: Callable[[], None]) -> None:
-        for number in numbers:
-            go_on()
-            step, found = compared[number]
-            outcomes[number] = _proof(step, found, (digests or {}).get(step.target))
-            with reported:
-                progress(step.spec.nbytes, 1)
-
-    in_parallel(prove, list(batches(left)))
+            large.append(number)
+    in_parallel(prove, large)
     return _result([(step, outcomes[number]) for number, (step, _) in enumerate(compared)])
 
 
@@ -125,6 +129,9 @@ def _result(outcomes: Sequence[tuple[Step, Proof | tuple[str, str]]]) -> ValuesR
 
 def _is_same_place(step: Step, found: Leaf, files: _FileNames) -> bool:
     """Whether both are the same bytes on disk."""
+    source = step.grid()
+    if source is None or not source.linkable:
+        return False
     pairs = _pairs(step, found)
     return pairs is not None and all(files.same(left, right) for left, right in pairs)
 

@@ -97,6 +97,7 @@ class _Walk:
         self.entries: list[tuple[Path, Entry]] = []
         self.open: list[_Container] = []
         self.kept = 0
+        self.forms: dict[tuple[int | None, int], tuple[bytes, Entry]] = {}
 
     def run(self) -> list[tuple[Path, Entry]]:
         offset = self._value((), 0)
@@ -171,13 +172,24 @@ class _Walk:
             case Family.BYTES:
                 return Entry(LeafSpec(LeafKind.TEXT, "bytes"), (Extent(head.body, head.value),))
             case Family.EXT if head.code in (EXT_ARRAY, EXT_NUMPY_SCALAR):
-                return array_entry(self.reader, head)
+                return self._array(head)
             case Family.EXT if head.code == EXT_COMPLEX:
                 return complex_entry(self.reader, head)
             case Family.EXT:
                 raise self._unsupported(f"is {head}; flax knows 1 (array), 2 (complex) and 3 (NumPy scalar)")
             case _:
                 return Entry(LeafSpec(LeafKind.SCALAR, type(head.value).__name__), value=head.value)
+
+    def _array(self, head: Head) -> Entry:
+        """An array. What stands before its data mostly stands before that of the last one as long, byte for byte."""
+        prefix, like = self.forms.get((head.code, head.value), (b"", None))
+        start = head.body + len(prefix)
+        if like is not None and self.reader.data[head.body : start] == prefix:
+            return Entry(like.spec, (Extent(start, like.extents[0].nbytes),))
+        entry = array_entry(self.reader, head)
+        prefix = self.reader.data[head.body : entry.extents[0].offset]
+        self.forms[head.code, head.value] = prefix, entry
+        return entry
 
     def _refuse_placeholder(self, head: Head) -> None:
         """The marks are Orbax' ``PLACEHOLDER_PREFIX`` and ``MP_ARRAY_PH`` of ``flax.training.checkpoints``."""
