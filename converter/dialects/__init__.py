@@ -25,24 +25,23 @@ _AUTO_NAME = re.compile(r"[A-Z]\w*_\d+")
 def readings(tree: Tree) -> tuple[Dialect, ...]:
     """Every dialect that can be read from the tree, most plausible first; none where ``unreadable`` has a reason."""
     leaves = _full_leaves(tree)
-    suffix = _wrapper(leaves)
-    if _objection(tree, leaves, suffix):
+    if _objection(tree, leaves):
         return ()
+    suffix = _wrapper(leaves)
     return _wrapped(tree, leaves, suffix) if suffix is not None else _bare(tree, leaves)
 
 
 def unreadable(tree: Tree) -> str:
     """Why no dialect fits the tree; empty if one may."""
-    leaves = _full_leaves(tree)
-    return _objection(tree, leaves, _wrapper(leaves))
+    return _objection(tree, _full_leaves(tree))
 
 
-def _objection(tree: Tree, leaves: list[Path], suffix: str | None) -> str:
+def _objection(tree: Tree, leaves: list[Path]) -> str:
     if not leaves:
         return "it holds no arrays"
     if () in leaves:
         return f"it is a single leaf, {tree[()].spec}, not a tree of variables"
-    if _nnx_layout(tree, suffix).optimizer is None and _is_optax_state(tree):
+    if _nnx_layout(tree, _wrapper(leaves)).optimizer is None and _is_optax_state(tree):
         return "it is a sequence, as an optax state saved alone is, without the parameters it belongs to"
     return ""
 
