@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, Unpack
 
 from converter.dialects import readings, unreadable
 from converter.dialects.dialect import Dialect, Framework
-from converter.errors import UnsupportedCheckpoint, UsageError, VerificationFailed
+from converter.errors import UnreadableCheckpoint, UnsupportedCheckpoint, UsageError, VerificationFailed
 from converter.formats import FORMAT_TITLES, FORMATS, destination_format, open_checkpoint
 from converter.formats.checkpoint import PLAIN, Checkpoint, Format, Progress, Writing, Written
 from converter.options import Job, Options, make_job, read_size
@@ -65,6 +66,7 @@ class Conversion:
       plan: what will be done; its ``problems`` say what refuses it.
       tree: what the plan makes; empty where it has problems.
       writing: what the user wants of the destination.
+      stamp: what tells that the file of the source is still the one that was opened; see ``_stamp``.
     """
 
     source: Checkpoint
@@ -73,6 +75,7 @@ class Conversion:
     plan: Plan
     tree: Tree
     writing: Writing = PLAIN
+    stamp: tuple[int, ...] | None = None
 
     def run(
         self,
@@ -94,6 +97,7 @@ class Conversion:
         def check(temporary: FilePath, written: Written) -> None:
             nonlocal report
             report = replace(report, written=written)
+            self._require_the_same_source()
             if verify:
                 found = self.format.open(temporary)
                 report = _verified(
@@ -102,6 +106,7 @@ class Conversion:
                 if not report.ok:
                     advice = "Nothing was kept. --no-verify writes the result all the same."
                     raise VerificationFailed(report.text(), report, advice)
+                self._require_the_same_source()
 
         write_atomically(
             self.tree,
@@ -114,6 +119,26 @@ class Conversion:
             budget=budget,
         )
         return report
+
+    def _require_the_same_source(self) -> None:
+        if _stamp(self.source.location) != self.stamp:
+            raise UnreadableCheckpoint(
+                f"{self.source.location} was replaced or written to while it was converted",
+                "Wait until the program that writes it is done, and start again.",
+            )
+
+
+def _stamp(file: FilePath) -> tuple[int, ...] | None:
+    """Which file has this name, and when it was last written to; None for directories.
+
+    What Orbax has written is never written to again, and its files are named by their content or at random. Files of a
+    single name are saved over, and copies open them by name.
+    """
+    try:
+        found = os.stat(file)
+    except OSError:
+        return ()
+    return None if stat.S_ISDIR(found.st_mode) else (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 def _existing(destination: FilePath) -> FilePath:
@@ -132,6 +157,7 @@ def prepare(
     """Opens a checkpoint and plans its conversion; see ``plan`` for the errors."""
     format = FORMATS[to_format]
     source = open_checkpoint(FilePath(src), step=options.get("step"), item=options.get("item"))
+    stamp = _stamp(source.location)
     job = make_job(to, options, to_format=to_format)
     made = make_plan(source.tree, job.request)
     others = [name for name in source.items if name != source.item]
@@ -143,7 +169,7 @@ def prepare(
     if not made.problems:
         _require_storable(made, tree, format)
         made = replace(made, strategies=format.strategies(tree, writing))
-    return Conversion(source, format, job, made, tree, writing)
+    return Conversion(source, format, job, made, tree, writing, stamp)
 
 
 def _require_storable(made: Plan, tree: Tree, format: Format) -> None:

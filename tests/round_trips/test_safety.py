@@ -21,6 +21,7 @@ from flax import linen as nn
 from flax import serialization
 
 import converter
+from converter import api
 from converter.errors import (
     ConversionRefused,
     ConverterError,
@@ -195,6 +196,24 @@ def test_a_damaged_source_leaves_nothing(format: str, tmp_path: Path) -> None:
     data.write_bytes(data.read_bytes()[:-100])
     with pytest.raises(UnreadableCheckpoint):
         support.convert(source, tmp_path / "x", "linen", to_format=format)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_file_that_is_saved_again_meanwhile_is_no_source(format: str, verify: bool, tmp_path: Path) -> None:
+    source, destination = tmp_path / "source.msgpack", tmp_path / "out"
+    kernels = {"Dense_0": {"kernel": np.ones((40, 500), np.float32), "bias": np.zeros(500, np.float32)}}
+    source.write_bytes(serialization.to_bytes({"params": kernels}))
+    conversion = api.prepare(source, "nnx", to_format=format)
+
+    def save_again(nbytes: int, leaves: int) -> None:
+        other = source.with_name("other")
+        other.write_bytes(bytes(source.stat().st_size))
+        other.replace(source)
+
+    with pytest.raises(UnreadableCheckpoint, match="replaced or written to while it was converted"):
+        conversion.run(destination, verify=verify, progress=save_again)
+    assert [path.name for path in tmp_path.iterdir()] == ["source.msgpack"]
 
 
 def test_a_refusal_leaves_nothing(tmp_path: Path) -> None:
