@@ -62,8 +62,8 @@ POINTS: Mapping[str, list[tuple[str, str, int]]] = {
     ],
     "msgpack": [
         ("converter.formats.msgpack.writer._nested", "before", 1),
-        ("converter.formats.msgpack.writer.leaf_pieces", "before", 3),
-        ("converter.formats.msgpack.writer.copy_range", "after", 1),
+        ("converter.formats.one_file.leaf_pieces", "before", 3),
+        ("converter.formats.one_file.copy_range", "after", 1),
         ("os.fsync", "before", 1),
         ("os.fsync", "after", 1),
         ("converter.api._verified", "after", 1),

@@ -17,7 +17,8 @@ from converter.formats.checkpoint import PLAIN, Checkpoint, Progress, Strategy, 
 from converter.formats.msgpack.index import MappedLeaves, index, map_file
 from converter.formats.msgpack.values import EXT_ARRAY, EXT_NUMPY_SCALAR
 from converter.formats.msgpack.wire import Family, Reader
-from converter.formats.msgpack.writer import objections, strategies, write
+from converter.formats.msgpack.writer import objections, write
+from converter.formats.one_file import strategies
 from converter.tree import Path, Tree
 
 FOREIGN_MARKERS = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt", "checkpoint", ".zarray", "zarr.json")
