@@ -85,6 +85,8 @@ class Conversion:
     ) -> Report:
         """Executes the plan; see ``convert`` for the arguments and errors."""
         budget = read_size(memory_budget)
+        if verify == "full":
+            _require_reader(self.format.name)
         check_destination(self.source.path, destination, force)
         self.plan.check()
         with room(_existing(destination), budget):
@@ -114,6 +116,12 @@ class Conversion:
             budget=budget,
         )
         return report
+
+
+def _require_reader(format: str) -> None:
+    from converter.verification.libraries import require_reader
+
+    require_reader(format)
 
 
 def _existing(destination: FilePath) -> FilePath:
@@ -204,10 +212,10 @@ def convert(
       src: any checkpoint that ``inspect`` reads; it is never written to.
       dst: the new checkpoint.
       to: the framework to convert to.
-      to_format: ``orbax`` or ``msgpack``; by default what the suffix of ``dst`` stands for.
+      to_format: ``orbax``, ``msgpack`` or ``safetensors``; by default what the suffix of ``dst`` stands for.
       force: replace an existing ``dst``.
       verify: read the result again and compare it bit for bit; with two models and inputs, compare outputs too.
-        ``"full"`` reads it with Orbax's or Flax's own reader, which takes the whole checkpoint into memory.
+        ``"full"`` reads it with Orbax, Flax or safetensors itself, which takes the whole checkpoint into memory.
       copy: share no bytes with ``src``. Without it an Orbax destination names the bytes of an Orbax source through hard
         links, where the file system has them: Orbax never changes such files.
       compress: compress arrays of an Orbax destination as Orbax does, except those that stay as they are in an Orbax
@@ -248,6 +256,8 @@ def verify(
     """
     source = open_checkpoint(FilePath(src), step=options.get("step"), item=options.get("item"))
     destination = open_checkpoint(FilePath(dst))
+    if full:
+        _require_reader(destination.format)
     target = _opposite(source, destination)
     job = make_job(target.framework, options, to_format=destination.format, target=target)
     # Whichever random state the destination holds, the source has nothing to say about it.

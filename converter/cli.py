@@ -33,6 +33,7 @@ app = typer.Typer(
 class ToFormat(enum.StrEnum):
     orbax = "orbax"
     msgpack = "msgpack"
+    safetensors = "safetensors"
 
 
 class Verification(enum.StrEnum):
@@ -123,7 +124,7 @@ Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print nothing but er
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Print the whole plan.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 ToFormatOption = Annotated[
-    ToFormat | None, typer.Option(help="Format of DST (default: msgpack for *.msgpack, else orbax).")
+    ToFormat | None, typer.Option(help="Format of DST (default: what *.msgpack or *.safetensors says, else orbax).")
 ]
 LinenStyleOption = Annotated[
     LinenStyle | None,
@@ -131,7 +132,7 @@ LinenStyleOption = Annotated[
 ]
 NnxStyleOption = Annotated[
     NnxStyle | None,
-    typer.Option(help="nnx.State (paths end in 'value') or pure dict (default: state, in msgpack pure)."),
+    typer.Option(help="nnx.State (paths end in 'value') or pure dict (default: state in Orbax, else pure)."),
 ]
 NnxBundleOption = Annotated[
     NnxBundle | None, typer.Option(help="How a model and its optimizer stand together in DST (default: dict).")
@@ -151,9 +152,9 @@ MemoryBudget = Annotated[
 ]
 VerifyOption = Annotated[
     Verification,
-    typer.Option(help="How to read DST again: cheaply, or in full with Orbax's or Flax's own reader (all in memory)."),
+    typer.Option(help="How to read DST again: cheaply, or in full with the format's own library (all in memory)."),
 ]
-Full = Annotated[bool, typer.Option("--full", help="Read DST with Orbax's or Flax's own reader (all in memory).")]
+Full = Annotated[bool, typer.Option("--full", help="Read DST with the format's own library (all in memory).")]
 NoVerify = Annotated[bool, typer.Option("--no-verify", help="Do not read the result again to compare it.")]
 
 

@@ -93,8 +93,8 @@ class Written:
         return {name: getattr(self, name) for name in ("linked", "copied", "streamed", "unused")}
 
 
-class Format(Protocol):
-    """A container on disk: knows bytes, knows nothing of Linen or NNX."""
+class Source(Protocol):
+    """A container on disk that can be read: knows bytes, knows nothing of Linen or NNX."""
 
     name: str
 
@@ -109,6 +109,10 @@ class Format(Protocol):
           UnsupportedCheckpoint: a recognised variety that cannot be read.
           UsageError: no such step or item, or several items and none chosen.
         """
+
+
+class Format(Source, Protocol):
+    """A container that can be written too."""
 
     def objections(self, tree: Tree) -> Mapping[Path, str]:
         """Why the format cannot hold some leaves, by their path; found without reading arrays."""

@@ -25,9 +25,9 @@ ALL_CARDS = {path.parent.name: json.loads(path.read_text()) for path in sorted(m
 CARDS = {name: card for name, card in ALL_CARDS.items() if card["model"] not in UNLIKE}
 """Those whose variables are the same on both sides; test_rules.py has the others."""
 
-FORMATS = ("orbax", "msgpack")
-SUFFIX = {"orbax": "/value", "msgpack": ""}
-"""What the paths of NNX end in: an ``nnx.State`` is written to Orbax by default, and a pure dict to msgpack."""
+FORMATS = ("orbax", "msgpack", "safetensors")
+SUFFIX = {"orbax": "/value", "msgpack": "", "safetensors": ""}
+"""What the paths of NNX end in: an ``nnx.State`` is written to Orbax by default, and a pure dict to all others."""
 
 # What a user has to say, and what is refused -------------------------------------------------------------------------
 
