@@ -108,17 +108,21 @@ FLOAT8 = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2}
 
 
 def nested_safetensors(path: Path) -> Any:
-    """Nested dicts of what the library finds under names with dots, and Python numbers where the metadata say so."""
+    """Nested dicts of what the library finds under names with dots; Python numbers and empty containers are in the
+    metadata."""
     with safetensors.safe_open(path, "np") as opened:
         told = json.loads(opened.metadata()["flax_convert.tree"])
     assert told["separator"] == "."
     assert "paths" not in told
-    root: dict[str, Any] = {}
+    found: dict[str, Any] = {name: {} for names in told.get("empty", {}).values() for name in names}
     for name, held in safetensors.deserialize(path.read_bytes()):
         dtype = FLOAT8.get(held["dtype"]) or {**safetensors.numpy._TYPES, "BF16": ml_dtypes.bfloat16}[held["dtype"]]
         value: Any = np.frombuffer(held["data"], dtype).reshape(held["shape"])
         if (kind := told.get("kinds", {}).get(name)) is not None:
             value = value[()] if kind == "numpy" else value.item()
+        found[name] = value
+    root: dict[str, Any] = {}
+    for name, value in found.items():
         *above, last = name.split(".")
         node = root
         for key in above:

@@ -106,8 +106,8 @@ def _leaves(file: FilePath, header: Header, naming: Naming) -> Iterator[tuple[Pa
         extent = Extent(str(file.absolute()), stored.begin, stored.end - stored.begin)
         spec = _spec(stored, naming.kinds.get(name, ""))
         yield naming.path(name), raw_leaf(spec, extent, dtype=zarr.type_string(stored.dtype))
-    for path, kind in naming.empty:
-        yield path, Leaf(empty_spec(kind), _nothing)
+    for kind, names in naming.empty.items():
+        yield from ((naming.path(name), Leaf(empty_spec(kind), _nothing)) for name in names)
 
 
 def _nothing() -> None:

@@ -8,7 +8,7 @@ as JSON with these entries, each of them left out where there is nothing to say:
 * ``paths``: the exact path of a name that would be read as another one: a key is a text, an int, ``[position]``
   or ``{"tuple": text}``;
 * ``kinds``: what is no array: ``int``, ``float`` and ``bool`` are Python's, ``numpy`` is a NumPy scalar;
-* ``empty``: ``[path, kind]`` of containers without leaves, and of None.
+* ``empty``: by kind, the names of containers without leaves, and of None; they have no array.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Naming:
     positions: Collection[str] = ()
     paths: Mapping[str, Path] = field(default_factory=dict)
     kinds: Mapping[str, str] = field(default_factory=dict)
-    empty: tuple[tuple[Path, str], ...] = ()
+    empty: Mapping[str, Collection[str]] = field(default_factory=dict)
 
     def path(self, name: str) -> Path:
         """The path that a name stands for."""
@@ -84,7 +84,7 @@ def read_naming(metadata: Mapping[str, str], names: Iterable[str]) -> Naming:
             frozenset(map(_text, said.get("positions", []))),
             {name: tuple(map(_read_key, path)) for name, path in said.get("paths", {}).items()},
             {name: _one_of(KINDS, kind) for name, kind in said.get("kinds", {}).items()},
-            tuple((tuple(map(_read_key, path)), _one_of(EMPTY_TEXT, kind)) for path, kind in said.get("empty", [])),
+            {_one_of(EMPTY_TEXT, kind): list(map(_text, names)) for kind, names in said.get("empty", {}).items()},
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"no description of a tree ({error!r})") from None
@@ -123,9 +123,10 @@ def _read_key(key: Any) -> Key:
 
 def name_leaves(tree: Tree) -> tuple[dict[Path, str], str]:
     """A name for every leaf that is not empty, and what the metadata have to say of them."""
+    empty = [path for path, leaf in tree.items() if leaf.spec.kind is LeafKind.EMPTY]
     full = [path for path, leaf in tree.items() if leaf.spec.kind is not LeafKind.EMPTY]
-    names = dict(zip(full, _distinct(map(SEPARATOR.join, full)), strict=True))
-    plain = Naming(SEPARATOR, *_numbered(full))
+    names = dict(zip([*full, *empty], _distinct(map(SEPARATOR.join, [*full, *empty])), strict=True))
+    plain = Naming(SEPARATOR, *_numbered(names))
     told = {
         "separator": SEPARATOR,
         "ints": sorted(plain.ints),
@@ -134,14 +135,13 @@ def name_leaves(tree: Tree) -> tuple[dict[Path, str], str]:
             name: [_spell_key(key) for key in path] for path, name in names.items() if not _same(plain.path(name), path)
         },
         "kinds": {name: kind for path, name in names.items() if (kind := _kind(tree[path].spec))},
-        "empty": [
-            [[_spell_key(key) for key in path], leaf.spec.dtype]
-            for path, leaf in tree.items()
-            if leaf.spec.kind is LeafKind.EMPTY
-        ],
+        "empty": {
+            kind: [names[path] for path in empty if tree[path].spec.dtype == kind]
+            for kind in sorted({tree[path].spec.dtype for path in empty})
+        },
     }
     content = {entry: value for entry, value in told.items() if value}
-    return names, json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    return {path: names[path] for path in full}, json.dumps(content, ensure_ascii=False, separators=(",", ":"))
 
 
 def _distinct(names: Iterable[str]) -> Iterator[str]:
