@@ -89,7 +89,7 @@ def _number_type(descr: Any) -> str:
     text = descr.replace("=", "<")
     if _NUMBER.fullmatch(descr) and is_common_dtype(zarr.dtype_name(text)):
         return text
-    kind, size = text[1:2], text[2:]
+    kind, size = ("V", "1") if text[1:] == "f1" else (text[1:2], text[2:])  # so NumPy notes a float8_e5m2
     if text in ("|V2", "<V2"):
         return "bfloat16"  # NumPy forgets the name; no other type of JAX has two bytes and is unknown to NumPy
     raise UnsupportedCheckpoint(_NO_NUMBERS.get(kind, f"has the dtype {descr!r}").format(size=size))
@@ -101,5 +101,5 @@ _NO_NUMBERS = {
     "S": "holds text",
     "M": "holds dates",
     "m": "holds periods of time",
-    "V": "has lost its dtype: NumPy has noted only that an element has {size} bytes, as of float8 or int4 arrays",
+    "V": "has lost its dtype: NumPy has noted only the size of an element ({size}), as of float8 or int4 arrays",
 }
