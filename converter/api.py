@@ -87,7 +87,8 @@ class Conversion:
         budget = read_size(memory_budget)
         if verify == "full":
             _require_reader(self.format.name)
-        check_destination(self.source.path, destination, force)
+        for path in (self.source.path, *self.source.files):
+            check_destination(path, destination, force)
         self.plan.check()
         with room(_existing(destination), budget):
             self.plan.check_values()

@@ -31,6 +31,7 @@ class Checkpoint:
       items: names of the items (pytrees) in the chosen step.
       item: the chosen item.
       facts: what else the file tells, for people (``{"layout": "OCDBT, zarr2", …}``).
+      files: other files that belong to it, which neither ``path`` is nor lie below it.
     """
 
     path: FilePath
@@ -42,6 +43,7 @@ class Checkpoint:
     items: tuple[str, ...] = ()
     item: str | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
+    files: tuple[FilePath, ...] = ()
 
 
 class Strategy(enum.Enum):

@@ -59,6 +59,7 @@ class SafetensorsFormat:
             format=self.name,
             tree=tree_of_names(found.location, leaves, separator),
             facts=_facts(found, separator),
+            files=(found.location, *found.headers),
         )
 
     def objections(self, tree: Tree) -> Mapping[Path, str]:

@@ -15,6 +15,7 @@ from pathlib import Path as FilePath
 from typing import Any, NamedTuple
 
 from converter.errors import UnreadableCheckpoint, UnsupportedCheckpoint
+from converter.formats.foreign import recognised
 from converter.tree import array_spec, item_size
 
 MAX_HEADER = 100_000_000
@@ -98,6 +99,8 @@ def read_header(file: FilePath) -> Header:
             length = int.from_bytes(stream.read(8), "little")
             if size < 8:
                 raise _damaged(file, "the length of the header in 8 bytes", f"a file of {size} bytes")
+            if length > MAX_HEADER and (kind := recognised(file)) is not None:
+                raise UnreadableCheckpoint(f"{file} is no safetensors file but {kind.title}", kind.advice)
             if length > MAX_HEADER:
                 raise _damaged(file, f"a header of at most {MAX_HEADER} bytes", f"a length of {length}")
             if length > size - 8:
