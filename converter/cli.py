@@ -132,7 +132,7 @@ LinenStyleOption = Annotated[
 ]
 NnxStyleOption = Annotated[
     NnxStyle | None,
-    typer.Option(help="nnx.State (paths end in 'value') or pure dict (default: state in Orbax, else pure)."),
+    typer.Option(help="nnx.State (paths end in 'value') or pure dict (default: state, in msgpack pure)."),
 ]
 NnxBundleOption = Annotated[
     NnxBundle | None, typer.Option(help="How a model and its optimizer stand together in DST (default: dict).")
@@ -152,9 +152,9 @@ MemoryBudget = Annotated[
 ]
 VerifyOption = Annotated[
     Verification,
-    typer.Option(help="How to read DST again: cheaply, or in full with the format's own library (all in memory)."),
+    typer.Option(help="How to read DST again: cheaply, or in full with Orbax's or Flax's own reader (all in memory)."),
 ]
-Full = Annotated[bool, typer.Option("--full", help="Read DST with the format's own library (all in memory).")]
+Full = Annotated[bool, typer.Option("--full", help="Read DST with Orbax's or Flax's own reader (all in memory).")]
 NoVerify = Annotated[bool, typer.Option("--no-verify", help="Do not read the result again to compare it.")]
 
 

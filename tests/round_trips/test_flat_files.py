@@ -179,6 +179,28 @@ def big_vision(place: Path) -> dict[str, Any]:
     return params
 
 
+def test_the_training_state_of_big_vision(tmp_path: Path) -> None:
+    """Its optimizer's state follows the parameters, under other names of the model too; numbers stay numbers."""
+    big_vision(tmp_path / "a.npz")
+    rules = 'default = "auto"\n[[rule]]\nlinen = "params/up/**"\nnnx = "rise/**"\n'
+    support.convert(tmp_path / "a.npz", tmp_path / "out", "nnx", to_format="safetensors", rules=rules)
+    found = safetensors.numpy.load_file(tmp_path / "out")
+    layers = [f"{layer}.{name}" for layer in ("rise", "down") for name in ("kernel", "bias")]
+    mirrors = [f"optimizer.opt_state.0.{number}.{name}" for number in (1, 2) for name in layers]
+    model = [f"model.{name}" for name in layers]
+    assert found.keys() == {*model, *mirrors, "optimizer.opt_state.0.0", "extra"}
+    assert found["optimizer.opt_state.0.0"] == 7
+    np.testing.assert_array_equal(found["optimizer.opt_state.0.1.rise.kernel"], np.ones((6, 10), np.float32))
+    assert converter.verify(tmp_path / "a.npz", tmp_path / "out", rules=rules).ok
+
+
+def test_a_collection_that_is_called_opt(tmp_path: Path) -> None:
+    """Where nothing in it mirrors a parameter it is a collection like any other."""
+    nested = {"params": {"a": {"kernel": np.ones(2)}}, "opt": {"a": {"count": np.zeros(1)}}}
+    np.savez(tmp_path / "a.npz", **flatten_dict(nested, sep="/"))
+    assert [dialect.title for dialect in converter.inspect(tmp_path / "a.npz").dialects] == ["Linen variables"]
+
+
 def test_the_parameters_of_big_vision(tmp_path: Path) -> None:
     params = big_vision(tmp_path / "a.npz")
     report = support.convert(tmp_path / "a.npz", tmp_path / "out", "nnx", to_format="safetensors", params_only=True)

@@ -21,7 +21,7 @@ from converter.formats.safetensors.header import Header, Stored, looks_like_safe
 from converter.formats.safetensors.names import TREE_KEY, Naming, read_naming
 from converter.formats.safetensors.writer import objections, write
 from converter.stored import Extent
-from converter.tree import Leaf, LeafKind, LeafSpec, Path, Tree, array_spec, empty_spec
+from converter.tree import Leaf, LeafKind, LeafSpec, Path, Tree, array_spec, empty_spec, path_order
 
 
 class SafetensorsFormat:
@@ -52,6 +52,8 @@ class SafetensorsFormat:
         found = find_files(path)
         namings = {file: _naming(file, header, found) for file, header in found.headers.items()}
         leaves = [leaf for file, header in found.headers.items() for leaf in _leaves(file, header, namings[file])]
+        if len(found.headers) > 1:  # shards say nothing about the order of all
+            leaves.sort(key=lambda leaf: path_order(leaf[0]))
         separator = next(iter(namings.values())).separator
         return Checkpoint(
             path=path,
