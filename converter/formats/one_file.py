@@ -111,6 +111,8 @@ def _size(item: Any) -> int:
 def _part(item: Any, start: int, stop: int) -> Any:
     if isinstance(item, Extent):
         return Extent(item.file, item.offset + start, stop - start)
+    if stop - start == len(item):
+        return item
     return memoryview(item)[start:stop]
 
 

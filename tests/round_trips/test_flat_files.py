@@ -182,7 +182,7 @@ def big_vision(place: Path) -> dict[str, Any]:
 def test_the_training_state_of_big_vision(tmp_path: Path) -> None:
     """Its optimizer's state follows the parameters, under other names of the model too; numbers stay numbers."""
     big_vision(tmp_path / "a.npz")
-    rules = 'default = "auto"\n[[rule]]\nlinen = "params/up/**"\nnnx = "rise/**"\n'
+    rules = 'default = "auto"\n[[rule]]\nlinen = "params/up/{name:*}"\nnnx = "rise/{name}"\n'
     support.convert(tmp_path / "a.npz", tmp_path / "out", "nnx", to_format="safetensors", rules=rules)
     found = safetensors.numpy.load_file(tmp_path / "out")
     layers = [f"{layer}.{name}" for layer in ("rise", "down") for name in ("kernel", "bias")]
