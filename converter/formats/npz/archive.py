@@ -40,7 +40,7 @@ _COPY_AGAIN = "It was probably cut short or changed: copy or download it again."
 def read_archive(file: FilePath) -> tuple[Tree, dict[str, str]]:
     """The tree of a file, and facts about it; see ``NpzFormat.open`` for the errors."""
     with _reporting(file, "a zip archive"):
-        archive = _Archive(file, zipfile.ZipFile(file), threading.Lock())
+        archive = _Archive(file, str(file.absolute()), file.stat().st_size, zipfile.ZipFile(file), threading.Lock())
         members = archive.members()
     separator = separator_of(members)
     leaves = [(split_name(name, separator), archive.leaf(member)) for name, member in members.items()]
@@ -81,6 +81,8 @@ class _Archive:
     """An open archive, whose members several threads may read."""
 
     file: FilePath
+    absolute: str
+    size: int
     zip: zipfile.ZipFile
     lock: threading.Lock
 
@@ -119,7 +121,7 @@ class _Archive:
         if not possible or header.length + spec.nbytes != info.file_size:
             raise ValueError(f"{info.filename!r} with {info.file_size - header.length} bytes for {spec}")
         begin = self._begin(info)
-        if begin + info.compress_size > os.stat(self.file).st_size:
+        if begin + info.compress_size > self.size:
             raise ValueError(f"the end of the file inside of {info.filename!r}")
         return _Member(info, header, begin)
 
@@ -128,9 +130,8 @@ class _Archive:
             return self.zip.open(info)
 
     def _begin(self, info: zipfile.ZipInfo) -> int:
-        with self.file.open("rb") as stream:
-            stream.seek(info.header_offset + _LOCAL_HEADER - 4)
-            lengths = stream.read(4)
+        assert self.zip.fp is not None, "the archive is open"
+        lengths = os.pread(self.zip.fp.fileno(), 4, info.header_offset + _LOCAL_HEADER - 4)
         names = int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
         return info.header_offset + _LOCAL_HEADER + names
 
@@ -138,7 +139,7 @@ class _Archive:
         header = member.header
         if not member.is_stored:
             return Leaf(header.spec, functools.partial(self._unpacked, member))
-        extent = Extent(str(self.file.absolute()), member.begin + header.length, header.spec.nbytes)
+        extent = Extent(self.absolute, member.begin + header.length, header.spec.nbytes)
         return raw_leaf(header.spec, extent, dtype=header.dtype, fortran=header.fortran)
 
     def _unpacked(self, member: _Member) -> np.ndarray[Any, Any]:

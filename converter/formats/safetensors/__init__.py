@@ -105,8 +105,9 @@ def _naming(file: FilePath, header: Header, found: Found) -> Naming:
 
 
 def _leaves(file: FilePath, header: Header, naming: Naming) -> Iterator[tuple[Path, Leaf]]:
+    path_of_file = str(file.absolute())
     for name, stored in header.arrays.items():
-        extent = Extent(str(file.absolute()), stored.begin, stored.end - stored.begin)
+        extent = Extent(path_of_file, stored.begin, stored.end - stored.begin)
         spec = _spec(stored, naming.kinds.get(name, ""))
         yield naming.path(name), raw_leaf(spec, extent, dtype=zarr.type_string(stored.dtype))
     for kind, names in naming.empty.items():
