@@ -346,8 +346,10 @@ def test_a_directory_of_one_file_and_of_several(tmp_path: Path) -> None:
     saved(tmp_path / "model.safetensors", {"a": np.ones(1)})
     (tmp_path / "config.json").write_text("{}")
     assert open_checkpoint(tmp_path).location == tmp_path / "model.safetensors"
-    saved(tmp_path / "other.safetensors", {"a": np.ones(1)})
+    other = saved(tmp_path / "other.safetensors", {"a": np.ones(1)})
     _refused(UsageError, tmp_path, "holds several checkpoints: model.safetensors, other.safetensors")
+    other.rename(tmp_path / "flax_model.msgpack")
+    _refused(UsageError, tmp_path, "holds several checkpoints: model.safetensors, flax_model.msgpack")
 
 
 @pytest.mark.parametrize(

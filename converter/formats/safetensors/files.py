@@ -60,6 +60,8 @@ def _choose(directory: FilePath) -> FilePath:
     names = sorted(child.name for child in directory.iterdir())
     shards = [name for name in names if (match := _SHARD.fullmatch(name)) is not None and int(match["count"]) > 1]
     whole = [name for name in names if name.endswith((SUFFIX, SUFFIX + INDEX_SUFFIX)) and name not in shards]
+    # Repositories often hold the same model for several frameworks, and its safetensors file is PyTorch's.
+    whole += [name for name in names if name.endswith((".msgpack", ".npz"))] if whole else []
     if len(whole) > 1:
         raise UsageError(f"{directory} holds several checkpoints: {', '.join(whole)}", "Name one of the files.")
     if not whole:
