@@ -7,7 +7,6 @@ from pathlib import Path as FilePath
 
 from converter.errors import UnreadableCheckpoint, UsageError
 from converter.formats.checkpoint import Checkpoint, Format, Source
-from converter.formats.foreign import recognised
 from converter.formats.msgpack import MsgpackFormat
 from converter.formats.npz import NpzFormat
 from converter.formats.orbax import OrbaxFormat
@@ -63,6 +62,8 @@ def open_checkpoint(path: FilePath, *, step: int | None = None, item: str | None
 
 
 def _advice(path: FilePath) -> str:
+    from converter.formats.foreign import recognised
+
     foreign = recognised(path)
     if foreign is not None:
         return foreign.advice
@@ -93,6 +94,8 @@ def _found(path: FilePath) -> str:
         names = sorted(entry.name for entry in path.iterdir())
         listed = ", ".join(names[:6]) + (" …" if len(names) > 6 else "")
         return f"a directory with {listed}" if names else "an empty directory"
+    from converter.formats.foreign import recognised
+
     foreign = recognised(path)
     if foreign is not None:
         return foreign.title
