@@ -54,6 +54,8 @@ Verify = bool | Literal["full"]
 
 SHOWN_OBJECTIONS = 40
 
+Stamps = tuple[tuple[int, ...] | None, ...]
+
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
@@ -66,7 +68,7 @@ class Conversion:
       plan: what will be done; its ``problems`` say what refuses it.
       tree: what the plan makes; empty where it has problems.
       writing: what the user wants of the destination.
-      stamp: what tells that the file of the source is still the one that was opened; see ``_stamp``.
+      stamps: what tells that the files of the source are still those that were opened; see ``_stamps``.
     """
 
     source: Checkpoint
@@ -75,7 +77,7 @@ class Conversion:
     plan: Plan
     tree: Tree
     writing: Writing = PLAIN
-    stamp: tuple[int, ...] | None = None
+    stamps: Stamps = ()
 
     def run(
         self,
@@ -88,7 +90,10 @@ class Conversion:
     ) -> Report:
         """Executes the plan; see ``convert`` for the arguments and errors."""
         budget = read_size(memory_budget)
-        check_destination(self.source.path, destination, force)
+        if verify == "full":
+            _require_reader(self.format.name)
+        for path in (self.source.path, *self.source.files):
+            check_destination(path, destination, force)
         self.plan.check()
         with room(_existing(destination), budget):
             self.plan.check_values()
@@ -121,24 +126,34 @@ class Conversion:
         return report
 
     def _require_the_same_source(self) -> None:
-        if _stamp(self.source.location) != self.stamp:
+        if _stamps(self.source) != self.stamps:
             raise UnreadableCheckpoint(
                 f"{self.source.location} was replaced or written to while it was converted",
                 "Wait until the program that writes it is done, and start again.",
             )
 
 
-def _stamp(file: FilePath) -> tuple[int, ...] | None:
-    """Which file has this name, and when it was last written to; None for directories.
+def _stamps(source: Checkpoint) -> Stamps:
+    """Which files have these names, and when they were last written to; None for directories.
 
     What Orbax has written is never written to again, and its files are named by their content or at random. Files of a
     single name are saved over, and copies open them by name.
     """
-    try:
-        found = os.stat(file)
-    except OSError:
-        return ()
-    return None if stat.S_ISDIR(found.st_mode) else (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+    def stamp(file: FilePath) -> tuple[int, ...] | None:
+        try:
+            found = os.stat(file)
+        except OSError:
+            return ()
+        return None if stat.S_ISDIR(found.st_mode) else (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+    return tuple(stamp(file) for file in (source.location, *source.files))
+
+
+def _require_reader(format: str) -> None:
+    from converter.verification.libraries import require_reader
+
+    require_reader(format)
 
 
 def _existing(destination: FilePath) -> FilePath:
@@ -157,7 +172,7 @@ def prepare(
     """Opens a checkpoint and plans its conversion; see ``plan`` for the errors."""
     format = FORMATS[to_format]
     source = open_checkpoint(FilePath(src), step=options.get("step"), item=options.get("item"))
-    stamp = _stamp(source.location)
+    stamps = _stamps(source)
     job = make_job(to, options, to_format=to_format)
     made = make_plan(source.tree, job.request)
     others = [name for name in source.items if name != source.item]
@@ -169,7 +184,7 @@ def prepare(
     if not made.problems:
         _require_storable(made, tree, format)
         made = replace(made, strategies=format.strategies(tree, writing))
-    return Conversion(source, format, job, made, tree, writing, stamp)
+    return Conversion(source, format, job, made, tree, writing, stamps)
 
 
 def _require_storable(made: Plan, tree: Tree, format: Format) -> None:
@@ -230,10 +245,10 @@ def convert(
       src: any checkpoint that ``inspect`` reads; it is never written to.
       dst: the new checkpoint.
       to: the framework to convert to.
-      to_format: ``orbax`` or ``msgpack``; by default what the suffix of ``dst`` stands for.
+      to_format: ``orbax``, ``msgpack`` or ``safetensors``; by default what the suffix of ``dst`` stands for.
       force: replace an existing ``dst``.
       verify: read the result again and compare it bit for bit; with two models and inputs, compare outputs too.
-        ``"full"`` reads it with Orbax's or Flax's own reader, which takes the whole checkpoint into memory.
+        ``"full"`` reads it with Orbax, Flax or safetensors itself, which takes the whole checkpoint into memory.
       copy: share no bytes with ``src``. Without it an Orbax destination names the bytes of an Orbax source through hard
         links, where the file system has them: Orbax never changes such files.
       compress: compress arrays of an Orbax destination as Orbax does, except those that stay as they are in an Orbax
@@ -274,6 +289,8 @@ def verify(
     """
     source = open_checkpoint(FilePath(src), step=options.get("step"), item=options.get("item"))
     destination = open_checkpoint(FilePath(dst))
+    if full:
+        _require_reader(destination.format)
     target = _opposite(source, destination)
     job = make_job(target.framework, options, to_format=destination.format, target=target)
     # Whichever random state the destination holds, the source has nothing to say about it.

@@ -76,14 +76,18 @@ LINEN_STYLE = _choice(
 NNX_STYLE = _choice(
     "--nnx-style",
     ("state", "pure"),
-    "nnx.State (paths end in 'value') or pure dict (default: state, in msgpack pure).",
+    "nnx.State (paths end in 'value') or pure dict (default: state in Orbax, else pure).",
 )
 NNX_BUNDLE = _choice(
     "--nnx-bundle",
     ("dict", "tuple", "model-and-optimizer"),
     "How a model and its optimizer stand together in DST (default: dict).",
 )
-TO_FORMAT = _choice("--to-format", ("orbax", "msgpack"), "Format of DST (default: msgpack for *.msgpack, else orbax).")
+TO_FORMAT = _choice(
+    "--to-format",
+    ("orbax", "msgpack", "safetensors"),
+    "Format of DST (default: what *.msgpack or *.safetensors says, else orbax).",
+)
 
 DRY_RUN = _flag("--dry-run", text="Print the plan; read no array and write nothing.")
 FORCE = _flag("--force", text="Replace DST if it exists.")
@@ -102,12 +106,12 @@ MEMORY_BUDGET = _value(
 VERIFY = _choice(
     "--verify",
     ("quick", "full"),
-    "How to read DST again: cheaply, or in full with Orbax's or Flax's own reader (all in memory).",
+    "How to read DST again: cheaply, or in full with the format's own library (all in memory).",
     default="quick",
     show_default=True,
 )
 NO_VERIFY = _flag("--no-verify", text="Do not read the result again to compare it.")
-FULL = _flag("--full", text="Read DST with Orbax's or Flax's own reader (all in memory).")
+FULL = _flag("--full", text="Read DST with the format's own library (all in memory).")
 
 JSON = _flag("as_json", "--json", text="Print the result as JSON on standard output.")
 QUIET = _flag("-q", "--quiet", text="Print nothing but errors.")

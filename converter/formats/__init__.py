@@ -6,18 +6,29 @@ import os
 from pathlib import Path as FilePath
 
 from converter.errors import UnreadableCheckpoint, UsageError
-from converter.formats.checkpoint import Checkpoint, Format
+from converter.formats.checkpoint import Checkpoint, Format, Source
 from converter.formats.msgpack import MsgpackFormat
+from converter.formats.npz import NpzFormat
 from converter.formats.orbax import OrbaxFormat
+from converter.formats.safetensors import SafetensorsFormat
 
 FORMATS: dict[str, Format] = {
     "orbax": OrbaxFormat(),
     "msgpack": MsgpackFormat(),
+    "safetensors": SafetensorsFormat(),
+}
+"""What is read and written."""
+
+SOURCES: dict[str, Source] = {**FORMATS, "npz": NpzFormat()}
+"""What is read."""
+
+FORMAT_TITLES: dict[str, str] = {
+    "orbax": "an Orbax checkpoint",
+    "msgpack": "a msgpack file",
+    "safetensors": "a safetensors file",
 }
 
-FORMAT_TITLES: dict[str, str] = {"orbax": "an Orbax checkpoint", "msgpack": "a msgpack file"}
-
-SUFFIXES: dict[str, str] = {".msgpack": "msgpack"}
+SUFFIXES: dict[str, str] = {".msgpack": "msgpack", ".safetensors": "safetensors", ".npz": "npz"}
 """Destinations with such a name get that format; all others become Orbax directories."""
 
 
@@ -44,22 +55,30 @@ def open_checkpoint(path: FilePath, *, step: int | None = None, item: str | None
         raise UnreadableCheckpoint(f"{path}: no permission to read it", "Ask its owner.")
     if path.is_file() and path.stat().st_size == 0:
         raise UnreadableCheckpoint(f"{path} is an empty file", "Its writer was probably interrupted: save it again.")
-    for format in FORMATS.values():
+    for format in SOURCES.values():
         if format.sniff(path):
             return format.open(path, step=step, item=item)
     raise UnreadableCheckpoint(f"{path} is no checkpoint: expected {_EXPECTED}, found {_found(path)}", _advice(path))
 
 
 def _advice(path: FilePath) -> str:
+    from converter.formats.foreign import recognised
+
+    foreign = recognised(path)
+    if foreign is not None:
+        return foreign.advice
     inside = [entry for entry in sorted(path.iterdir()) if _is_checkpoint(entry)] if path.is_dir() else []
     return f"Name the checkpoint itself: {inside[0]}" if inside else "Name a checkpoint."
 
 
 def _is_checkpoint(path: FilePath) -> bool:
-    return os.access(path, os.R_OK) and any(format.sniff(path) for format in FORMATS.values())
+    return os.access(path, os.R_OK) and any(format.sniff(path) for format in SOURCES.values())
 
 
-_EXPECTED = "an Orbax directory (with _METADATA, or with steps or items) or a msgpack file of flax.serialization"
+_EXPECTED = (
+    "an Orbax directory (with _METADATA, or with steps or items), a msgpack file of flax.serialization, "
+    "a safetensors file or its index, or an npz file"
+)
 
 
 def _nearby(path: FilePath) -> str:
@@ -75,6 +94,11 @@ def _found(path: FilePath) -> str:
         names = sorted(entry.name for entry in path.iterdir())
         listed = ", ".join(names[:6]) + (" …" if len(names) > 6 else "")
         return f"a directory with {listed}" if names else "an empty directory"
+    from converter.formats.foreign import recognised
+
+    foreign = recognised(path)
+    if foreign is not None:
+        return foreign.title
     with path.open("rb") as file:
         return f"a file that begins with {file.read(8).hex(' ')}"
 
@@ -83,10 +107,11 @@ def destination_format(destination: FilePath, name: str | None = None) -> str:
     """The name of the format asked for, or of the one that the destination's suffix stands for.
 
     Raises:
-      UsageError: no such format.
+      UsageError: no such format, or one that is only read.
     """
-    if name is None:
-        return SUFFIXES.get(destination.suffix, "orbax")
-    if name not in FORMATS:
-        raise UsageError(f"no format {name!r}", f"Choose one of {', '.join(FORMATS)}.")
-    return name
+    chosen = SUFFIXES.get(destination.suffix, "orbax") if name is None else name
+    if chosen in FORMATS:
+        return chosen
+    problem = f"{chosen} files are read, not written" if chosen in SOURCES else f"no format {chosen!r}"
+    where = f"{destination}: " if name is None else ""
+    raise UsageError(f"{where}{problem}", f"Choose one of {', '.join(FORMATS)} with --to-format.")

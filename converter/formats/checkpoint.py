@@ -31,6 +31,7 @@ class Checkpoint:
       items: names of the items (pytrees) in the chosen step.
       item: the chosen item.
       facts: what else the file tells, for people (``{"layout": "OCDBT, zarr2", …}``).
+      files: other files that belong to it, which neither ``path`` is nor lie below it.
     """
 
     path: FilePath
@@ -42,6 +43,7 @@ class Checkpoint:
     items: tuple[str, ...] = ()
     item: str | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
+    files: tuple[FilePath, ...] = ()
 
 
 class Strategy(enum.Enum):
@@ -93,8 +95,8 @@ class Written:
         return {name: getattr(self, name) for name in ("linked", "copied", "streamed", "unused")}
 
 
-class Format(Protocol):
-    """A container on disk: knows bytes, knows nothing of Linen or NNX."""
+class Source(Protocol):
+    """A container on disk that can be read: knows bytes, knows nothing of Linen or NNX."""
 
     name: str
 
@@ -109,6 +111,10 @@ class Format(Protocol):
           UnsupportedCheckpoint: a recognised variety that cannot be read.
           UsageError: no such step or item, or several items and none chosen.
         """
+
+
+class Format(Source, Protocol):
+    """A container that can be written too."""
 
     def objections(self, tree: Tree) -> Mapping[Path, str]:
         """Why the format cannot hold some leaves, by their path; found without reading arrays."""
