@@ -82,10 +82,15 @@ def reporting_errors(*, debug: bool = False, as_json: bool = False) -> Iterator[
             traceback.print_exc()
         found = _as_error(error)
         if as_json:
-            wanted = {"message": found.message, "advice": found.advice, "exit_code": found.exit_code}
-            print_json({"ok": False, **found.details, "error": wanted})
+            print_json(error_value(found))
         _say(f"{_red('error:')} {found}")
         raise SystemExit(found.exit_code) from None
+
+
+def error_value(error: ConverterError) -> dict[str, Any]:
+    """What is printed of an error for machines."""
+    wanted = {"message": error.message, "advice": error.advice, "exit_code": error.exit_code}
+    return {"ok": False, **error.details, "error": wanted}
 
 
 class _OutputFailed(ConverterError):

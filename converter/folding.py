@@ -5,8 +5,17 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Collection, Iterable
+from typing import NamedTuple
 
 Row = tuple[str, ...]
+
+
+class Folded(NamedTuple):
+    """A row that stands for others, and their positions among the rows that were given."""
+
+    row: Row
+    members: tuple[int, ...]
+
 
 _NUMBER = re.compile(r"(?<![0-9A-Za-z\[,.{…])(0|[1-9][0-9]*)(?![0-9A-Za-z.\]…}]|,\d)")
 """Numbers that stand for an item (``layers_3``, ``layers/3``), not those of a dtype, a shape, a version or a row
@@ -16,8 +25,20 @@ _Cell = tuple[str, ...]
 """The text of a cell cut at its numbers: text, number, text, number, text."""
 
 
+class _Cut(NamedTuple):
+    """A row with its cells cut, and the rows that it stands for."""
+
+    cells: tuple[_Cell, ...]
+    members: tuple[int, ...]
+
+
 def fold(rows: Iterable[Row], plain: Collection[int] = ()) -> list[str]:
-    """Prints rows as aligned columns; rows that differ only in one number become one row.
+    """Prints rows as aligned columns; rows that differ only in one number become one row, as in ``folded``."""
+    return _columns([each.row for each in folded(rows, plain)])
+
+
+def folded(rows: Iterable[Row], plain: Collection[int] = ()) -> list[Folded]:
+    """Makes one row of rows that differ only in one number.
 
     The number may stand in several columns (a source and a target path). Rows keep the order of their first
     appearance. A folded number prints as ``{0…31}``, or with its members where they leave gaps.
@@ -26,19 +47,22 @@ def fold(rows: Iterable[Row], plain: Collection[int] = ()) -> list[str]:
       plain: columns whose numbers count no items, such as the axis of an operation.
     """
     cut = functools.cache(lambda text: tuple(_NUMBER.split(text)))
-    folded = [tuple((cell,) if column in plain else cut(cell) for column, cell in enumerate(row)) for row in rows]
-    depth = max((len(row[0]) // 2 for row in folded if row), default=0)
+    found = [
+        _Cut(tuple((cell,) if column in plain else cut(cell) for column, cell in enumerate(row)), (number,))
+        for number, row in enumerate(rows)
+    ]
+    depth = max((len(row.cells[0]) // 2 for row in found if row.cells), default=0)
     position = 0
     while position < depth:
-        groups: dict[tuple[_Cell, ...], list[tuple[_Cell, ...]]] = {}
-        for row in folded:
-            groups.setdefault(_blank(row, position), []).append(row)
+        groups: dict[tuple[_Cell, ...], list[_Cut]] = {}
+        for row in found:
+            groups.setdefault(_blank(row.cells, position), []).append(row)
         merged = [row for members in groups.values() for row in _merged(members, position)]
-        if len(merged) == len(folded):
+        if len(merged) == len(found):
             position += 1
         else:  # a merged row has one number less: what stood before it is now at this position
-            folded = merged
-    return _columns([tuple(map("".join, row)) for row in folded])
+            found = merged
+    return [Folded(tuple(map("".join, cells)), members) for cells, members in found]
 
 
 def _number(row: tuple[_Cell, ...], position: int) -> str | None:
@@ -55,16 +79,17 @@ def _blank(row: tuple[_Cell, ...], position: int) -> tuple[_Cell, ...]:
     return tuple((*cell[:at], "", *cell[at + 1 :]) if len(cell) >= -at and cell[at] == number else cell for cell in row)
 
 
-def _merged(members: list[tuple[_Cell, ...]], position: int) -> list[tuple[_Cell, ...]]:
+def _merged(members: list[_Cut], position: int) -> list[_Cut]:
     """The one row that stands for all members; the members themselves where they do not differ in a number."""
     if len(members) == 1:
         return members
-    numbers = sorted({int(number) for row in members if (number := _number(row, position)) is not None})
+    numbers = sorted({int(number) for row in members if (number := _number(row.cells, position)) is not None})
     if len(numbers) < len(members):
         return members
     run = numbers == list(range(numbers[0], numbers[-1] + 1))
     shown = f"{numbers[0]}…{numbers[-1]}" if run else ",".join(map(str, numbers))
-    number, at = _number(members[0], position), -2 - 2 * position
+    first = members[0].cells
+    number, at = _number(first, position), -2 - 2 * position
 
     def told(cell: _Cell) -> _Cell:
         if len(cell) < -at or cell[at] != number:
@@ -72,7 +97,7 @@ def _merged(members: list[tuple[_Cell, ...]], position: int) -> list[tuple[_Cell
         start = len(cell) + at
         return (*cell[: start - 1], f"{cell[start - 1]}{{{shown}}}{cell[start + 1]}", *cell[start + 2 :])
 
-    return [tuple(map(told, members[0]))]
+    return [_Cut(tuple(map(told, first)), tuple(sorted(each for row in members for each in row.members)))]
 
 
 def _columns(rows: list[Row]) -> list[str]:

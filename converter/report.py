@@ -124,6 +124,12 @@ class Report:
             **{name: check.to_json() if check is not None else None for name, check in checks.items()},
         }
 
+    def to_html(self) -> str:
+        """The same as one page that needs nothing but itself; ``html_report.page.embedded`` gets the JSON out again."""
+        from converter.html_report.page import to_html
+
+        return to_html(self.to_json())
+
 
 def _compared(values: ValuesResult) -> str:
     """How many leaves were compared, and how."""

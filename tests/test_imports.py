@@ -36,6 +36,7 @@ LAYERS = [
     "verification",
     "proof",
     "template",
+    "html_report",
     "report",
     "inspection",
     "options",

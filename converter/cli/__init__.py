@@ -12,12 +12,15 @@ import click
 from converter import console
 from converter.cli.command import HELP, VERSION, Command, Group
 from converter.cli.options import COMPARE, DEMO, INSPECT, LINEN_TO_NNX, NNX_TO_LINEN
+from converter.cli.reporting import reporting
 from converter.errors import EXIT_DIFFERENCE, EXIT_INPUT, UsageError
 
 if TYPE_CHECKING:
     from converter.api import Verify
     from converter.dialects.dialect import Framework
     from converter.options import Options
+    from converter.planning.plan import Plan
+    from converter.report import Report
 
 NAME = "flax-convert"
 
@@ -72,6 +75,7 @@ def _convert(
     memory_budget: str,
     verify: str,
     no_verify: bool,
+    report: FilePath | None,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -83,22 +87,24 @@ def _convert(
     from converter.options import read_size
     from converter.run import check_destination
 
-    budget = read_size(memory_budget)
-    if not dry_run:
-        check_destination(src, dst, force)
-    to_format, writing = destination_format(dst, to_format), Writing(copy, compress)
-    conversion = api.prepare(src, to, to_format=to_format, writing=writing, **_read(options))
-    if dry_run:
-        if conversion.plan.problems and not (as_json or quiet):
-            console.write_out(conversion.plan.text(problems=False))
-        conversion.plan.check()
-        console.show(conversion.plan, as_json=as_json, quiet=quiet)
-        return
-    with console.progress(conversion.plan, verify=not no_verify, shown=not (quiet or as_json)) as progress:
-        checked: Verify = not no_verify and ("full" if verify == "full" else True)
-        report = conversion.run(dst, force=force, verify=checked, memory_budget=budget, progress=progress)
-        console.ignore_signals()
-    console.show(report, as_json=as_json, quiet=quiet, verbose=verbose)
+    with reporting(report, src, dst) as page:
+        budget = read_size(memory_budget)
+        if not dry_run:
+            check_destination(src, dst, force)
+        to_format, writing = destination_format(dst, to_format), Writing(copy, compress)
+        conversion = api.prepare(src, to, to_format=to_format, writing=writing, **_read(options))
+        if dry_run:
+            if conversion.plan.problems and not (as_json or quiet):
+                console.write_out(conversion.plan.text(problems=False))
+            conversion.plan.check()
+            result: Plan | Report = conversion.plan
+        else:
+            with console.progress(conversion.plan, verify=not no_verify, shown=not (quiet or as_json)) as progress:
+                checked: Verify = not no_verify and ("full" if verify == "full" else True)
+                result = conversion.run(dst, force=force, verify=checked, memory_budget=budget, progress=progress)
+                console.ignore_signals()
+        page.result = result
+    console.show(result, as_json=as_json, quiet=quiet, verbose=verbose and not dry_run)
 
 
 @app.command("verify", cls=Command, sections=COMPARE)
@@ -107,6 +113,7 @@ def verify_command(
     dst: FilePath,
     full: bool,
     memory_budget: str,
+    report: FilePath | None,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -118,9 +125,10 @@ def verify_command(
     """
     from converter import api
 
-    report = api.verify(src, dst, full=full, memory_budget=memory_budget, **_read(options))
-    console.show(report, as_json=as_json, quiet=quiet, verbose=verbose)
-    if not report.ok:
+    with reporting(report, src, dst) as page:
+        result = page.result = api.verify(src, dst, full=full, memory_budget=memory_budget, **_read(options))
+    console.show(result, as_json=as_json, quiet=quiet, verbose=verbose)
+    if not result.ok:
         sys.exit(EXIT_DIFFERENCE)
 
 

@@ -114,6 +114,12 @@ NO_VERIFY = _flag("--no-verify", text="Do not read the result again to compare i
 FULL = _flag("--full", text="Read DST with the format's own library (all in memory).")
 
 JSON = _flag("as_json", "--json", text="Print the result as JSON on standard output.")
+REPORT = _value(
+    "--report",
+    "FILE",
+    "Write the result as an HTML page too, also where it is a refusal or a difference (docs/report.md).",
+    type=FilePath,
+)
 QUIET = _flag("-q", "--quiet", text="Print nothing but errors.")
 VERBOSE = _flag("-v", "--verbose", text="Print the whole plan.")
 DEBUG = _flag("--debug", text="Show the traceback of an error.")
@@ -122,7 +128,7 @@ SRC = Argument("src", "The checkpoint to read; it is never written to.")
 LEAVES = (PARAMS_ONLY, DROP, KEEP, COLLECTION, RULES, ALLOW_LOSSY)
 CALLS = (INPUT, INPUTS, LINEN_KWARGS, NNX_KWARGS)
 WRITING = (DRY_RUN, FORCE, COPY, COMPRESS, MEMORY_BUDGET, VERIFY, NO_VERIFY)
-OUTPUT = (JSON, QUIET, VERBOSE, DEBUG, HELP)
+OUTPUT = (JSON, REPORT, QUIET, VERBOSE, DEBUG, HELP)
 
 
 def _conversion(layout: tuple[click.Option, ...], models: tuple[click.Option, ...]) -> Sections:

@@ -250,6 +250,7 @@ class Plan:
                     "leaf": str(step.spec),
                     "sources": [format_path(held.source) for held in step.sources],
                     "operation": step.operation.name or "rewrap",
+                    "bytes": step.spec.nbytes,
                     **self._move(step),
                 }
                 for step in self.steps

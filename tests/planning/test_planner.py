@@ -295,8 +295,14 @@ def test_the_json_of_a_plan():
         "from": {"framework": "NNX", "dialect": "nnx.State of {model, optimizer}"},
         "to": {"framework": "Linen", "dialect": "Linen TrainState"},
         "steps": [
-            {"target": "params/w/kernel", "leaf": "float32[]", "sources": ["model/w/kernel"], "operation": "rewrap"},
-            {"target": "step", "leaf": "int32[]", "sources": ["optimizer/step"], "operation": "as int32"},
+            {
+                "target": "params/w/kernel",
+                "leaf": "float32[]",
+                "sources": ["model/w/kernel"],
+                "operation": "rewrap",
+                "bytes": 4,
+            },
+            {"target": "step", "leaf": "int32[]", "sources": ["optimizer/step"], "operation": "as int32", "bytes": 4},
         ],
         "dropped": [
             {"source": "model/rngs/key", "leaf": "key<threefry2x32>[]", "reason": reason},

@@ -1,0 +1,116 @@
+"""The correspondence of a plan in few rows: 32 equal layers are one, with its 32 members."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from converter.folding import folded
+from converter.planning.wording import several_parts
+from converter.tree import EMPTY_TEXT, parse_path
+
+Kind = Literal["moved", "filled", "dropped", "empty"]
+
+_APART = "\n"
+"""Stands between several paths in one text; paths print it in quotes, escaped."""
+
+_OPERATION = 3
+"""The column whose numbers count no items."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """What becomes what: paths of the source, paths of the target."""
+
+    sources: tuple[str, ...]
+    targets: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Leaves to which the same happens, at paths that differ in numbers only.
+
+    Attributes:
+      number: its place among all groups, from 0.
+      kind: whether sources become targets, targets are made from nothing, sources are left behind or hold nothing.
+      paths: all sources and targets, folded; those without a counterpart have none on the other side.
+      members: the pairs behind them, one for each transfer.
+      leaf: dtype and shape of what is made (of what is dropped, for those).
+      operation: what is done, or why a leaf is filled in or dropped.
+      strategy: how bytes get to the destination; empty where it is not planned.
+      confidence: how sure the correspondence is; empty where it is not told.
+      leaves: how many leaves are made, or left behind.
+      sources: how many leaves of the source they are made of.
+      nbytes: how many bytes are made.
+    """
+
+    number: int
+    kind: Kind
+    paths: Pair
+    members: tuple[Pair, ...]
+    leaf: str
+    operation: str
+    strategy: str = ""
+    confidence: str = ""
+    leaves: int = 0
+    sources: int = 0
+    nbytes: int = 0
+
+
+def groups_of(plan: Mapping[str, Any]) -> list[Group]:
+    """All groups of a plan's JSON value: first the steps, in their order, then what is dropped or holds nothing."""
+    found = [*_steps(plan.get("steps", ())), *_left(plan.get("dropped", ()), "dropped")]
+    found += _left(plan.get("empty", ()), "empty")
+    return [replace(group, number=number) for number, group in enumerate(found)]
+
+
+def _steps(steps: Iterable[Mapping[str, Any]]) -> list[Group]:
+    transfers = _transfers(steps)
+    rows = []
+    for made in transfers:
+        first = made[0]
+        leaves = ", ".join(dict.fromkeys(step["leaf"] for step in made))
+        texts = (_text([step["target"] for step in made]), _text(first["sources"]), leaves, first["operation"])
+        rows.append((*texts, first.get("strategy") or "", _word(first.get("confidence"))))
+    found = []
+    for (targets, sources, leaf, operation, strategy, confidence), members in folded(rows, plain=(_OPERATION,)):
+        together = [step for member in members for step in transfers[member]]
+        kind: Kind = "moved" if sources else "empty" if leaf in EMPTY_TEXT.values() else "filled"
+        pairs = tuple(Pair(_parts(rows[member][1]), _parts(rows[member][0])) for member in members)
+        words = leaf, operation, strategy, confidence
+        read = sum(len(transfers[member][0]["sources"]) for member in members)
+        nbytes = sum(step.get("bytes", 0) for step in together)
+        found.append(Group(0, kind, Pair(_parts(sources), _parts(targets)), pairs, *words, len(together), read, nbytes))
+    return found
+
+
+def _transfers(steps: Iterable[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """Steps with the same sources and operation together: they are made at once."""
+    made: dict[object, list[Mapping[str, Any]]] = {}
+    for number, step in enumerate(steps):
+        way = step["operation"], step.get("strategy"), _word(step.get("confidence"))
+        made.setdefault((*step["sources"], None, *way) if step["sources"] else number, []).append(step)
+    return list(made.values())
+
+
+def _left(entries: Sequence[Mapping[str, Any]], kind: Kind) -> Iterable[Group]:
+    """Entries of the source that do not get to the destination."""
+    rows = [(entry["source"], entry.get("leaf", ""), entry["reason"]) for entry in entries]
+    for (source, leaf, reason), members in folded(rows):
+        pairs = tuple(Pair((rows[member][0],), ()) for member in members)
+        yield Group(0, kind, Pair((source,), ()), pairs, leaf, reason, leaves=len(members), sources=len(members))
+
+
+def _text(paths: Sequence[str]) -> str:
+    if len(paths) < 2:
+        return "".join(paths)
+    return _APART.join(several_parts([parse_path(path) for path in paths]))
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    return tuple(text.split(_APART)) if text else ()
+
+
+def _word(confidence: object) -> str:
+    return "" if confidence is None else str(confidence)
