@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Literal, Unpack
@@ -21,7 +21,7 @@ from converter.report import Report
 from converter.run import check_destination, write_atomically
 from converter.scratch import DEFAULT_BUDGET, room
 from converter.training_state import Part
-from converter.tree import Path, Tree, format_path
+from converter.tree import Path, PathGlob, Tree, format_path
 from converter.verification.structure import compare_structure
 from converter.verification.values import compare_values
 
@@ -37,16 +37,24 @@ def _silent(nbytes: int, leaves: int) -> None:
 # Files -----------------------------------------------------------------------------------------------------------
 
 
-def inspect(path: str | os.PathLike[str], *, step: int | None = None, item: str | None = None) -> Inspection:
+def inspect(
+    path: str | os.PathLike[str], *, step: int | None = None, item: str | None = None, filters: Sequence[str] = ()
+) -> Inspection:
     """Tells what a checkpoint is, from its metadata alone; imports neither jax nor flax.
+
+    Args:
+      path: any checkpoint.
+      step: which step, where there are several; the latest by default.
+      item: which item, where a step holds several; all of them together where none is a default.
+      filters: path patterns; only leaves that match one of them are shown and counted.
 
     Raises:
       UnreadableCheckpoint, UnsupportedCheckpoint: it cannot be read.
-      UsageError: no such step or item.
+      UsageError: no such step or item, or a pattern that matches no leaf.
     """
-    from converter.inspection import inspect_checkpoint
+    from converter.inspection import inspect_path
 
-    return inspect_checkpoint(open_checkpoint(FilePath(path), step=step, item=item))
+    return inspect_path(FilePath(path), step=step, item=item, filters=tuple(map(PathGlob, filters)))
 
 
 Verify = bool | Literal["full"]

@@ -57,6 +57,14 @@ class UsageError(ConverterError):
     """The arguments do not make sense together (exit code 2)."""
 
 
+class SeveralItems(UsageError):
+    """A checkpoint holds several items, and none is chosen (exit code 2); ``items`` names them."""
+
+    def __init__(self, message: str, advice: str = "", items: Sequence[str] = ()) -> None:
+        super().__init__(message, advice)
+        self.items = tuple(items)
+
+
 class UnreadableCheckpoint(ConverterError):
     """The path is missing, truncated, unfinished, damaged or no checkpoint at all (exit code 2)."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Hashable, Iterable, Sequence
 
 Row = tuple[str, ...]
 
@@ -25,7 +25,7 @@ def fold(rows: Iterable[Row], plain: Collection[int] = ()) -> list[str]:
     Args:
       plain: columns whose numbers count no items, such as the axis of an operation.
     """
-    cut = functools.cache(lambda text: tuple(_NUMBER.split(text)))
+    cut = functools.cache(_cut)
     folded = [tuple((cell,) if column in plain else cut(cell) for column, cell in enumerate(row)) for row in rows]
     depth = max((len(row[0]) // 2 for row in folded if row), default=0)
     position = 0
@@ -38,7 +38,49 @@ def fold(rows: Iterable[Row], plain: Collection[int] = ()) -> list[str]:
             position += 1
         else:  # a merged row has one number less: what stood before it is now at this position
             folded = merged
-    return _columns([tuple(map("".join, row)) for row in folded])
+    return align([tuple(map("".join, row)) for row in folded])
+
+
+def fold_names(named: Sequence[tuple[str, Hashable]]) -> list[tuple[str, list[int]]]:
+    """Names that differ only in one number, and stand for equal things, become one name.
+
+    Args:
+      named: names, all of them different, with what they stand for.
+
+    Returns: names in the order of their first appearance, each with the positions of those that it stands for.
+    """
+    held = [(_cut(name), thing, [position]) for position, (name, thing) in enumerate(named)]
+    at = -2
+    while any(len(cell) >= -at for cell, _, _ in held):
+        groups: dict[tuple[_Cell, Hashable], list[tuple[_Cell, Hashable, list[int]]]] = {}
+        for cell, thing, positions in held:
+            blank = (*cell[:at], "", *cell[at + 1 :]) if len(cell) >= -at else cell
+            groups.setdefault((blank, thing), []).append((cell, thing, positions))
+        merged = [_merged_names(members, at) for members in groups.values()]
+        if len(merged) == len(held):
+            at -= 2
+        held = merged
+    return [("".join(cell), positions) for cell, _, positions in held]
+
+
+def _merged_names(members: list[tuple[_Cell, Hashable, list[int]]], at: int) -> tuple[_Cell, Hashable, list[int]]:
+    cell, thing, _ = members[0]
+    if len(members) == 1:
+        return members[0]
+    numbers = _shown(sorted(int(other[at]) for other, _, _ in members))
+    start = len(cell) + at
+    cell = (*cell[: start - 1], f"{cell[start - 1]}{{{numbers}}}{cell[start + 1]}", *cell[start + 2 :])
+    return cell, thing, [position for _, _, positions in members for position in positions]
+
+
+def _cut(text: str) -> _Cell:
+    return tuple(_NUMBER.split(text))
+
+
+def _shown(numbers: Sequence[int]) -> str:
+    """``0…31``, or all of them where they leave gaps."""
+    run = numbers == list(range(numbers[0], numbers[-1] + 1))
+    return f"{numbers[0]}…{numbers[-1]}" if run else ",".join(map(str, numbers))
 
 
 def _number(row: tuple[_Cell, ...], position: int) -> str | None:
@@ -62,8 +104,7 @@ def _merged(members: list[tuple[_Cell, ...]], position: int) -> list[tuple[_Cell
     numbers = sorted({int(number) for row in members if (number := _number(row, position)) is not None})
     if len(numbers) < len(members):
         return members
-    run = numbers == list(range(numbers[0], numbers[-1] + 1))
-    shown = f"{numbers[0]}…{numbers[-1]}" if run else ",".join(map(str, numbers))
+    shown = _shown(numbers)
     number, at = _number(members[0], position), -2 - 2 * position
 
     def told(cell: _Cell) -> _Cell:
@@ -75,7 +116,9 @@ def _merged(members: list[tuple[_Cell, ...]], position: int) -> list[tuple[_Cell
     return [tuple(map(told, members[0]))]
 
 
-def _columns(rows: list[Row]) -> list[str]:
+def align(rows: Iterable[Row]) -> list[str]:
+    """Prints rows as aligned columns; a cell of more than 100 characters does not widen its column."""
+    rows = list(rows)
     widths: dict[int, int] = {}
     for row in rows:
         for column, cell in enumerate(row[:-1]):

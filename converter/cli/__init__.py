@@ -40,11 +40,17 @@ def app(context: click.Context) -> None:
 
 
 @app.command("inspect", cls=Command, sections=INSPECT)
-def inspect_command(ckpt: FilePath, step: int | None, item: str | None, as_json: bool) -> None:
+def inspect_command(
+    ckpt: FilePath, step: int | None, item: str | None, filters: tuple[str, ...], tree: bool, as_json: bool
+) -> None:
     """Say what a checkpoint is: format, dialect, steps and items, collections, sizes, and its tree."""
     from converter import api
 
-    console.show(api.inspect(ckpt, step=step, item=item), as_json=as_json)
+    found = api.inspect(ckpt, step=step, item=item, filters=filters)
+    if as_json:
+        console.print_json(found.to_json(tree=tree))
+    else:
+        console.write_out(found.text(tree=tree))
 
 
 @app.command("nnx-to-linen", cls=Command, sections=NNX_TO_LINEN)

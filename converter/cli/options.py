@@ -85,6 +85,14 @@ NNX_BUNDLE = _choice(
 )
 TO_FORMAT = _choice("--to-format", ("orbax", "msgpack"), "Format of DST (default: msgpack for *.msgpack, else orbax).")
 
+TREE = _flag("--tree", text="Draw the nested tree, with totals of every node.")
+FILTER = click.Option(
+    ["filters", "--filter"],
+    metavar="PATTERN",
+    multiple=True,
+    help="Show and count only matching leaves (** is any number of keys). Repeatable; one match is enough.",
+)
+
 DRY_RUN = _flag("--dry-run", text="Print the plan; read no array and write nothing.")
 FORCE = _flag("--force", text="Replace DST if it exists.")
 COPY = _flag("--copy", text="Share no bytes with SRC on disk, even where links are possible.")
@@ -136,7 +144,7 @@ def _conversion(layout: tuple[click.Option, ...], models: tuple[click.Option, ..
 INSPECT: Sections = {
     "Arguments": (Argument("ckpt", "A checkpoint of any kind."),),
     "Reading CKPT": (STEP, ITEM),
-    "Output": (JSON, DEBUG, HELP),
+    "Output": (TREE, FILTER, JSON, DEBUG, HELP),
 }
 NNX_TO_LINEN = _conversion((LINEN_STYLE,), (NNX_MODEL, LINEN_MODEL, OPTIMIZER))
 LINEN_TO_NNX = _conversion((NNX_STYLE, NNX_BUNDLE), (NNX_MODEL, LINEN_MODEL))
