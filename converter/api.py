@@ -26,6 +26,7 @@ from converter.verification.structure import compare_structure
 from converter.verification.values import compare_values
 
 if TYPE_CHECKING:
+    from converter.comparison import Comparison
     from converter.inspection import Inspection
     from converter.verification.outputs import OutputsResult
 
@@ -55,6 +56,43 @@ def inspect(
     from converter.inspection import inspect_path
 
     return inspect_path(FilePath(path), step=step, item=item, filters=tuple(map(PathGlob, filters)))
+
+
+def diff(
+    a: str | os.PathLike[str],
+    b: str | os.PathLike[str],
+    *,
+    step_a: int | None = None,
+    item_a: str | None = None,
+    step_b: int | None = None,
+    item_b: str | None = None,
+    values: bool = False,
+    filters: Sequence[str] = (),
+    memory_budget: int | str = DEFAULT_BUDGET,
+    progress: Progress = _silent,
+) -> Comparison:
+    """Compares any two checkpoints, whatever their formats, layouts and frameworks; imports neither jax nor flax.
+
+    Args:
+      a, b: the checkpoints; neither is written to.
+      step_a, item_a, step_b, item_b: which step and item of each.
+      values: compare values too, bit for bit, where shapes and dtypes agree; without it no array is read.
+      filters: path patterns; only leaves that match one of them in either checkpoint are compared.
+      memory_budget: bytes, or a text such as ``"512MiB"``, that arrays may take in memory at a time.
+      progress: called with (bytes, leaves) as values are compared.
+
+    Returns: ``ok`` says whether they are equal, ``text`` and ``to_json`` what differs.
+
+    Raises:
+      UnreadableCheckpoint, UnsupportedCheckpoint: one of them cannot be read.
+      UsageError: no such step or item, several items and none chosen, or a pattern that matches no leaf.
+    """
+    from converter.comparison import compare
+
+    budget = read_size(memory_budget)
+    patterns = tuple(map(PathGlob, filters))
+    found = compare(FilePath(a), FilePath(b), steps=(step_a, step_b), items=(item_a, item_b), filters=patterns)
+    return found.with_values(budget, progress) if values else found
 
 
 Verify = bool | Literal["full"]

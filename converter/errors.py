@@ -22,7 +22,7 @@ EXIT_INTERRUPTED = 130
 
 EXIT_CODES: dict[int, str] = {
     EXIT_OK: "done, and verified unless --no-verify was given",
-    EXIT_DIFFERENCE: "the verification found a difference; nothing was written",
+    EXIT_DIFFERENCE: "the verification or diff found a difference; nothing was written",
     EXIT_INPUT: "wrong usage, or the input is missing, unreadable or of an unsupported kind",
     EXIT_REFUSED: "the conversion was refused: a leaf would be lost, invented or misplaced",
     EXIT_DESTINATION: "the destination exists already or cannot be written",

@@ -38,6 +38,7 @@ LAYERS = [
     "template",
     "report",
     "inspection",
+    "comparison",
     "options",
     "api",
     "memory",

@@ -11,7 +11,7 @@ import click
 
 from converter import console
 from converter.cli.command import HELP, VERSION, Command, Group
-from converter.cli.options import COMPARE, DEMO, INSPECT, LINEN_TO_NNX, NNX_TO_LINEN
+from converter.cli.options import COMPARE, DEMO, DIFF, INSPECT, LINEN_TO_NNX, NNX_TO_LINEN
 from converter.errors import EXIT_DIFFERENCE, EXIT_INPUT, UsageError
 
 if TYPE_CHECKING:
@@ -127,6 +127,37 @@ def verify_command(
     report = api.verify(src, dst, full=full, memory_budget=memory_budget, **_read(options))
     console.show(report, as_json=as_json, quiet=quiet, verbose=verbose)
     if not report.ok:
+        sys.exit(EXIT_DIFFERENCE)
+
+
+@app.command("diff", cls=Command, sections=DIFF)
+def diff_command(
+    a: FilePath,
+    b: FilePath,
+    step_a: int | None,
+    item_a: str | None,
+    step_b: int | None,
+    item_b: str | None,
+    filters: tuple[str, ...],
+    values: bool,
+    memory_budget: str,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Compare any two checkpoints, of any format and framework: structure, and values on request."""
+    from converter.comparison import compare
+    from converter.options import read_size
+    from converter.tree import PathGlob
+
+    budget = read_size(memory_budget)
+    patterns = tuple(map(PathGlob, filters))
+    found = compare(a, b, steps=(step_a, step_b), items=(item_a, item_b), filters=patterns)
+    if values:
+        with console.counting(found.nbytes, shown=not (quiet or as_json)) as progress:
+            found = found.with_values(budget, progress)
+    console.show(found, as_json=as_json, quiet=quiet, verbose=verbose)
+    if not found.ok:
         sys.exit(EXIT_DIFFERENCE)
 
 

@@ -29,6 +29,12 @@ def _choice(name: str, choices: tuple[str, ...], text: str, **settings: Any) -> 
 STEP = click.Option(["--step"], type=int, help="Which step, where there are several (default: the latest).")
 ITEM = _value("--item", "NAME", "Which item, where a step holds several.")
 
+STEP_A = click.Option(["--step-a"], type=int, help="Which step of A, where there are several (default: the latest).")
+ITEM_A = _value("--item-a", "NAME", "Which item of A, where a step holds several.")
+STEP_B = click.Option(["--step-b"], type=int, help="Which step of B.")
+ITEM_B = _value("--item-b", "NAME", "Which item of B.")
+VALUES = _flag("--values", text="Compare values too, bit for bit.")
+
 PARAMS_ONLY = _flag("--params-only", text="Leave everything but the parameters behind.")
 DROP = _values(
     "--drop",
@@ -90,7 +96,7 @@ FILTER = click.Option(
     ["filters", "--filter"],
     metavar="PATTERN",
     multiple=True,
-    help="Show and count only matching leaves (** is any number of keys). Repeatable; one match is enough.",
+    help="Look only at matching leaves (** is any number of keys). Repeatable; one match is enough.",
 )
 
 DRY_RUN = _flag("--dry-run", text="Print the plan; read no array and write nothing.")
@@ -120,6 +126,7 @@ FULL = _flag("--full", text="Read DST with Orbax's or Flax's own reader (all in 
 JSON = _flag("as_json", "--json", text="Print the result as JSON on standard output.")
 QUIET = _flag("-q", "--quiet", text="Print nothing but errors.")
 VERBOSE = _flag("-v", "--verbose", text="Print the whole plan.")
+ALL_ROWS = _flag("-v", "--verbose", text="Print every difference.")
 DEBUG = _flag("--debug", text="Show the traceback of an error.")
 
 SRC = Argument("src", "The checkpoint to read; it is never written to.")
@@ -155,6 +162,12 @@ COMPARE: Sections = {
     "Models": (NNX_MODEL, LINEN_MODEL, OPTIMIZER, *CALLS),
     "Layout of DST": (LIKE,),
     "Output": OUTPUT,
+}
+DIFF: Sections = {
+    "Arguments": (Argument("a", "A checkpoint of any kind."), Argument("b", "Another of any kind.")),
+    "Reading A and B": (STEP_A, ITEM_A, STEP_B, ITEM_B, FILTER),
+    "Comparing": (VALUES, MEMORY_BUDGET),
+    "Output": (JSON, QUIET, ALL_ROWS, DEBUG, HELP),
 }
 DEMO: Sections = {
     "Options": (

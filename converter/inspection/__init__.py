@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
@@ -15,7 +16,7 @@ from converter.folding import align, fold
 from converter.formats import open_checkpoint
 from converter.formats.checkpoint import Checkpoint, Sharding
 from converter.inspection.drawing import draw, grow, to_json
-from converter.inspection.totals import Total, Totals, added, by_collection, by_dtype, total_of
+from converter.inspection.totals import Total, Totals, added, by_collection, by_dtype
 from converter.training_state import PARAMS
 from converter.tree import Path, PathGlob, Tree, format_path
 
@@ -69,9 +70,9 @@ class Inspection:
             shown = self.shown
             below = {name: {p[1:]: leaf for p, leaf in shown.items() if p[0] == name} for name in self.parts}
             return {name: part._part_totals(below[name]) for name, part in self.parts.items()}
-        return {"": self._part_totals(self.shown)}
+        return {"": self._part_totals(self.shown if self.filters else None)}
 
-    def _part_totals(self, chosen: Mapping[Path, object]) -> Totals:
+    def _part_totals(self, chosen: Mapping[Path, object] | None) -> Totals:
         return by_collection(self.checkpoint.tree, self.dialects[0], chosen) if self.dialects else Totals({})
 
     def text(self, tree: bool = False) -> str:
@@ -84,11 +85,15 @@ class Inspection:
         shown = self.shown
         shardings = self.checkpoint.shardings()
         header = align([*self._origin(), *self._content(shown), *self._facts(shardings)])
-        rows = [(path, (leaf.spec, str(shardings.get(path, "")))) for path, leaf in shown.items()]
+        noted = {path: str(sharding) for path, sharding in shardings.items()}
         if tree:
-            return "\n".join([*header, "", *draw(grow(rows))])
-        folded = ((format_path(path), str(spec), *([sharding] if sharding else [])) for path, (spec, sharding) in rows)
-        return "\n".join([*header, "", *fold(folded, plain=(2,))])
+            drawn = draw(grow((path, (leaf.spec, noted.get(path, ""))) for path, leaf in shown.items()))
+            return "\n".join([*header, "", *drawn])
+        rows = (
+            (format_path(path), str(leaf.spec), *([noted[path]] if path in noted else []))
+            for path, leaf in shown.items()
+        )
+        return "\n".join([*header, "", *fold(rows, plain=(2,))])
 
     def _origin(self) -> Iterator[tuple[str, str]]:
         """Where it was found, and what there is beside it."""
@@ -106,19 +111,19 @@ class Inspection:
 
     def _content(self, shown: Tree) -> Iterator[tuple[str, str]]:
         """What it holds."""
-        specs = [leaf.spec for leaf in shown.values()]
+        dtypes = by_dtype(Counter(leaf.spec for leaf in shown.values()))
         if not self.parts:
             yield "dialect", self._dialect()
         if self.filters:
             yield "filter", " or ".join(glob.text for glob in self.filters)
-        whole = added(map(total_of, specs))
+        whole = added(dtypes.values())
         yield "leaves", f"{whole.leaves:,}, {whole.size}"
         for name, totals in self._totals().items():
             if name:
                 yield f"item {name}", self.parts[name]._dialect()
             yield from totals.rows()
-        dtypes = [f"{dtype} ({total.leaves:,}: {total.size})" for dtype, total in by_dtype(specs).items()]
-        yield "dtypes", ", ".join(dtypes) or "none"
+        listed = [f"{dtype} ({total.leaves:,}: {total.size})" for dtype, total in dtypes.items()]
+        yield "dtypes", ", ".join(listed) or "none"
 
     def _facts(self, shardings: Mapping[Path, Sharding]) -> Iterator[tuple[str, str]]:
         meshes = dict.fromkeys(sharding.mesh_text for sharding in shardings.values())
@@ -151,6 +156,7 @@ class Inspection:
             for path, leaf in shown.items()
         ]
         drawn = {"tree": to_json(grow((path, (leaf.spec, "")) for path, leaf in shown.items()))} if tree else {}
+        dtypes = by_dtype(Counter(leaf.spec for leaf in shown.values()))
         written = _flax(self.dialects)
         return {
             "path": str(checkpoint.path),
@@ -167,7 +173,7 @@ class Inspection:
             "bytes": shown.nbytes,
             "parameters": self.parameters,
             **self._totals_json(),
-            "dtypes": {dtype: each.to_json() for dtype, each in by_dtype(x.spec for x in shown.values()).items()},
+            "dtypes": {dtype: total.to_json() for dtype, total in dtypes.items()},
             "leaves": leaves,
             **drawn,
         }

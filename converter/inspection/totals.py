@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -69,31 +70,33 @@ class Totals:
         }
 
 
-def total_of(spec: LeafSpec) -> Total:
-    return Total() if spec.kind is LeafKind.EMPTY else Total(1, spec.size, spec.nbytes)
+def total_of(spec: LeafSpec, number: int = 1) -> Total:
+    """What several leaves of one kind come to."""
+    return Total() if spec.kind is LeafKind.EMPTY else Total(number, number * spec.size, number * spec.nbytes)
 
 
-def by_collection(tree: Tree, dialect: Dialect, chosen: Mapping[Path, object]) -> Totals:
-    """The totals of those leaves of a tree whose paths are ``chosen``, by the collections that the dialect finds."""
+def by_collection(tree: Tree, dialect: Dialect, chosen: Mapping[Path, object] | None = None) -> Totals:
+    """The totals of a tree by the collections that the dialect finds, of the leaves at the ``chosen`` paths alone."""
     state = dialect.lift(tree).state
     if dialect.framework == "nnx":
         state = assign_collections(state, ())
-    wanted = {id(tree[path]) for path in chosen}  # a slot knows its leaf, but not the wrappers around it
-    parts: dict[Collection, dict[str, Total]] = {}
+    # A slot knows its leaf, but not the wrappers around it.
+    wanted = None if chosen is None else {id(tree[path]) for path in chosen}
+    numbers: dict[Collection, Counter[LeafSpec]] = {}
     for slot, held in state.items():
-        if held.leaf.spec.kind is not LeafKind.EMPTY and id(held.leaf) in wanted:
+        if wanted is None or id(held.leaf) in wanted:
             name = (slot.collection or "undecided") if slot.part is Part.VARIABLES else slot.part.value
-            _add(parts.setdefault(name, {}), held.leaf.spec)
-    return Totals(parts)
+            if name not in numbers:
+                numbers[name] = Counter()
+            numbers[name][held.leaf.spec] += 1
+    parts = {name: by_dtype(counted) for name, counted in numbers.items()}
+    return Totals({name: dtypes for name, dtypes in parts.items() if dtypes})
 
 
-def by_dtype(specs: Iterable[LeafSpec]) -> dict[str, Total]:
+def by_dtype(counted: Mapping[LeafSpec, int]) -> dict[str, Total]:
+    """The totals of each dtype, the most frequent one first."""
     found: dict[str, Total] = {}
-    for spec in specs:
+    for spec, number in counted.items():
         if spec.kind is not LeafKind.EMPTY:
-            _add(found, spec)
+            found[spec.dtype] = found.get(spec.dtype, Total()) + total_of(spec, number)
     return dict(sorted(found.items(), key=lambda item: -item[1].leaves))
-
-
-def _add(totals: dict[str, Total], spec: LeafSpec) -> None:
-    totals[spec.dtype] = totals.get(spec.dtype, Total()) + total_of(spec)
