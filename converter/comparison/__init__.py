@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path as FilePath
 from typing import Any, TypeVar
 
@@ -26,7 +27,7 @@ SHOWN = 40
 """Rows of each kind that are shown to people."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Comparison:
     """How two checkpoints differ.
 
@@ -48,17 +49,17 @@ class Comparison:
         """Whether no difference was found."""
         return not (any(self.pairing.only) or self.changed or self.different)
 
-    @property
+    @cached_property
     def changed(self) -> list[tuple[Side, Side]]:
         """Pairs of another shape or dtype."""
         return [(a, b) for a, b in self.pairing.pairs if not same_spec(a.leaf.spec, b.leaf.spec)]
 
-    @property
+    @cached_property
     def comparable(self) -> list[tuple[Side, Side]]:
         """Pairs of the same shape and dtype: the values of these can be compared."""
         return [(a, b) for a, b in self.pairing.pairs if same_spec(a.leaf.spec, b.leaf.spec)]
 
-    @property
+    @cached_property
     def different(self) -> list[tuple[Side, Side, Distance]]:
         """Pairs of other values."""
         if self.values is None:

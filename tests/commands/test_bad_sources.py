@@ -20,6 +20,7 @@ COMMANDS = {
     "linen-to-nnx": lambda source, checkpoints: ("linen-to-nnx", source, "out.msgpack"),
     "dry run": lambda source, checkpoints: ("linen-to-nnx", source, "out", "--dry-run"),
     "verify": lambda source, checkpoints: ("verify", source, checkpoints / "linen_dense_standard/checkpoint"),
+    "diff": lambda source, checkpoints: ("diff", checkpoints / "nnx_dense_standard/checkpoint", source),
     "verify against": lambda source, checkpoints: ("verify", checkpoints / "nnx_dense_standard/checkpoint", source),
 }
 
