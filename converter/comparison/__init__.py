@@ -88,7 +88,7 @@ class Comparison:
           verbose: show every row.
         """
         most = None if verbose else SHOWN
-        lines = align([self._described("A", self.a, 0), self._described("B", self.b, 1)])
+        lines = [self._described("A", self.a, 0), self._described("B", self.b, 1)]
         for title, sides in zip(("only in A", "only in B"), self.pairing.only, strict=True):
             lines += _section(title, _only_rows(sides), most)
         lines += _section("changed", _pair_rows(self.changed), most)
@@ -96,9 +96,9 @@ class Comparison:
         lines += fold((f"note  {note}",) for note in self.pairing.notes)[:most]
         return "\n".join([*lines, self._summary()])
 
-    def _described(self, name: str, checkpoint: Checkpoint, side: int) -> tuple[str, ...]:
+    def _described(self, name: str, checkpoint: Checkpoint, side: int) -> str:
         title = self.pairing.dialects[side].title if self.pairing.dialects else "compared by path"
-        return name, str(checkpoint.location), f"{checkpoint.format}, {title}"
+        return f"{name}  {checkpoint.location} ({checkpoint.format}, {title})"
 
     def _summary(self) -> str:
         leaves = count(len(self.pairing.pairs), "leaf", "leaves")
