@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import converter
-from converter.errors import UsageError
+from converter.errors import ConverterError, UsageError
 from converter.formats import FORMATS
 from converter.tree import parse_path
 from tests.building import tree_at
@@ -236,6 +236,23 @@ def test_what_belongs_to_no_framework_is_compared_by_path() -> None:
     assert comparison.ok
     assert comparison.pairing.dialects is None
     assert "compared by path" in comparison.text()
+
+
+CORPUS = Path(__file__).resolve().parents[3] / "shared" / "corpus"
+
+
+@pytest.mark.skipif(not CORPUS.is_dir(), reason="needs the checkpoint corpus in ../shared/corpus")
+def test_checkpoints_of_all_ages_equal_themselves() -> None:
+    compared = 0
+    for place in sorted(CORPUS.glob("*/ckpt")):
+        try:
+            comparison = converter.diff(place, place, values=True)
+        except ConverterError:  # several items, a directory around a file
+            continue
+        assert comparison.ok, comparison.text()
+        assert found(comparison) == NOTHING
+        compared += 1
+    assert compared > 100
 
 
 # What is said --------------------------------------------------------------------------------------------------------
