@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "convert": "converter.api",
+    "diff": "converter.api",
     "inspect": "converter.api",
     "plan": "converter.api",
     "verify": "converter.api",
@@ -19,6 +20,7 @@ _HOMES = {
     "nnx_to_linen": "converter.memory",
     "verify_outputs": "converter.memory",
     "state_translation": "converter.seed",
+    "Comparison": "converter.comparison",
     "Inspection": "converter.inspection",
     "Options": "converter.options",
     "Plan": "converter.planning.plan",
@@ -37,9 +39,11 @@ __all__ = [*_HOMES, "__version__"]
 
 if TYPE_CHECKING:
     from converter.api import convert as convert
+    from converter.api import diff as diff
     from converter.api import inspect as inspect
     from converter.api import plan as plan
     from converter.api import verify as verify
+    from converter.comparison import Comparison as Comparison
     from converter.errors import ConversionRefused as ConversionRefused
     from converter.errors import ConverterError as ConverterError
     from converter.errors import DestinationError as DestinationError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Literal, Unpack
@@ -22,11 +22,12 @@ from converter.report import Report
 from converter.run import check_destination, write_atomically
 from converter.scratch import DEFAULT_BUDGET, room
 from converter.training_state import Part
-from converter.tree import Path, Tree, format_path
+from converter.tree import Path, PathGlob, Tree, format_path
 from converter.verification.structure import compare_structure
 from converter.verification.values import compare_values
 
 if TYPE_CHECKING:
+    from converter.comparison import Comparison
     from converter.inspection import Inspection
     from converter.verification.outputs import OutputsResult
 
@@ -38,16 +39,61 @@ def _silent(nbytes: int, leaves: int) -> None:
 # Files -----------------------------------------------------------------------------------------------------------
 
 
-def inspect(path: str | os.PathLike[str], *, step: int | None = None, item: str | None = None) -> Inspection:
+def inspect(
+    path: str | os.PathLike[str], *, step: int | None = None, item: str | None = None, filters: Sequence[str] = ()
+) -> Inspection:
     """Tells what a checkpoint is, from its metadata alone; imports neither jax nor flax.
+
+    Args:
+      path: any checkpoint.
+      step: which step, where there are several; the latest by default.
+      item: which item, where a step holds several; all of them together where none is a default.
+      filters: path patterns; only leaves that match one of them are shown and counted.
 
     Raises:
       UnreadableCheckpoint, UnsupportedCheckpoint: it cannot be read.
-      UsageError: no such step or item.
+      UsageError: no such step or item, or a pattern that matches no leaf.
     """
-    from converter.inspection import inspect_checkpoint
+    from converter.inspection import inspect_path
 
-    return inspect_checkpoint(open_checkpoint(FilePath(path), step=step, item=item))
+    return inspect_path(FilePath(path), step=step, item=item, filters=tuple(map(PathGlob, filters)))
+
+
+def diff(
+    a: str | os.PathLike[str],
+    b: str | os.PathLike[str],
+    *,
+    step_a: int | None = None,
+    item_a: str | None = None,
+    step_b: int | None = None,
+    item_b: str | None = None,
+    values: bool = False,
+    filters: Sequence[str] = (),
+    memory_budget: int | str = DEFAULT_BUDGET,
+    progress: Progress = _silent,
+) -> Comparison:
+    """Compares any two checkpoints, whatever their formats, layouts and frameworks; imports neither jax nor flax.
+
+    Args:
+      a, b: the checkpoints; neither is written to.
+      step_a, item_a, step_b, item_b: which step and item of each.
+      values: compare values too, bit for bit, where shapes and dtypes agree; without it no array is read.
+      filters: path patterns; only leaves that match one of them in either checkpoint are compared.
+      memory_budget: bytes, or a text such as ``"512MiB"``, that arrays may take in memory at a time.
+      progress: called with (bytes, leaves) as values are compared.
+
+    Returns: ``ok`` says whether they are equal, ``text`` and ``to_json`` what differs.
+
+    Raises:
+      UnreadableCheckpoint, UnsupportedCheckpoint: one of them cannot be read.
+      UsageError: no such step or item, several items and none chosen, or a pattern that matches no leaf.
+    """
+    from converter.comparison import compare
+
+    budget = read_size(memory_budget)
+    patterns = tuple(map(PathGlob, filters))
+    found = compare(FilePath(a), FilePath(b), steps=(step_a, step_b), items=(item_a, item_b), filters=patterns)
+    return found.with_values(budget, progress) if values else found
 
 
 Verify = bool | Literal["full"]

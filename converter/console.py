@@ -169,7 +169,13 @@ def progress(plan: Plan, *, verify: bool, shown: bool) -> Iterator[Progress]:
 
     Every byte is written once and, with ``verify``, compared once.
     """
-    total = sum(step.spec.nbytes for step in plan.steps) * (2 if verify else 1)
+    with counting(sum(step.spec.nbytes for step in plan.steps) * (2 if verify else 1), shown=shown) as advance:
+        yield advance
+
+
+@contextlib.contextmanager
+def counting(total: int, *, shown: bool) -> Iterator[Progress]:
+    """Shows how many of ``total`` bytes are done."""
     if not shown:
         yield lambda nbytes, leaves: None
     elif sys.stderr.isatty():

@@ -22,7 +22,7 @@ EXIT_INTERRUPTED = 130
 
 EXIT_CODES: dict[int, str] = {
     EXIT_OK: "done, and verified unless --no-verify was given",
-    EXIT_DIFFERENCE: "the verification found a difference; nothing was written",
+    EXIT_DIFFERENCE: "the verification or diff found a difference; nothing was written",
     EXIT_INPUT: "wrong usage, or the input is missing, unreadable or of an unsupported kind",
     EXIT_REFUSED: "the conversion was refused: a leaf would be lost, invented or misplaced",
     EXIT_DESTINATION: "the destination exists already or cannot be written",
@@ -55,6 +55,14 @@ class ConverterError(Exception):
 
 class UsageError(ConverterError):
     """The arguments do not make sense together (exit code 2)."""
+
+
+class SeveralItems(UsageError):
+    """A checkpoint holds several items, and none is chosen (exit code 2); ``items`` names them."""
+
+    def __init__(self, message: str, advice: str = "", items: Sequence[str] = ()) -> None:
+        super().__init__(message, advice)
+        self.items = tuple(items)
 
 
 class UnreadableCheckpoint(ConverterError):

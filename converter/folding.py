@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Hashable, Iterable
 from typing import NamedTuple
 
 Row = tuple[str, ...]
@@ -34,7 +34,7 @@ class _Cut(NamedTuple):
 
 def fold(rows: Iterable[Row], plain: Collection[int] = ()) -> list[str]:
     """Prints rows as aligned columns; rows that differ only in one number become one row, as in ``folded``."""
-    return _columns([each.row for each in folded(rows, plain)])
+    return align([each.row for each in folded(rows, plain)])
 
 
 def folded(rows: Iterable[Row], plain: Collection[int] = ()) -> list[Folded]:
@@ -63,6 +63,19 @@ def folded(rows: Iterable[Row], plain: Collection[int] = ()) -> list[Folded]:
         else:  # a merged row has one number less: what stood before it is now at this position
             found = merged
     return [Folded(tuple(map("".join, cells)), members) for cells, members in found]
+
+
+def fold_names(named: Iterable[tuple[str, Hashable]]) -> list[tuple[str, tuple[int, ...]]]:
+    """Names that differ only in one number, and stand for equal things, become one name.
+
+    Args:
+      named: names, all of them different, with what they stand for.
+
+    Returns: names in the order of their first appearance, each with the positions of those that it stands for.
+    """
+    kinds: dict[Hashable, int] = {}
+    rows = [(name, str(kinds.setdefault(thing, len(kinds)))) for name, thing in named]
+    return [(row[0], members) for row, members in folded(rows, plain=(1,))]
 
 
 def _number(row: tuple[_Cell, ...], position: int) -> str | None:
@@ -100,7 +113,9 @@ def _merged(members: list[_Cut], position: int) -> list[_Cut]:
     return [_Cut(tuple(map(told, first)), tuple(sorted(each for row in members for each in row.members)))]
 
 
-def _columns(rows: list[Row]) -> list[str]:
+def align(rows: Iterable[Row]) -> list[str]:
+    """Prints rows as aligned columns; a cell of more than 100 characters does not widen its column."""
+    rows = list(rows)
     widths: dict[int, int] = {}
     for row in rows:
         for column, cell in enumerate(row[:-1]):

@@ -39,6 +39,7 @@ LAYERS = [
     "html_report",
     "report",
     "inspection",
+    "comparison",
     "options",
     "api",
     "memory",
@@ -205,8 +206,17 @@ def test_inspecting_loads_neither_jax_nor_flax_nor_orbax(name: str, fixtures_dir
     folder = fixtures_dir / "checkpoints" / name
     checkpoint = folder / json.loads((folder / "card.json").read_text(encoding="utf-8"))["checkpoint"]
     code = f"import converter; found = converter.inspect({str(checkpoint)!r}); assert found.dialects"
-    code += "; found.text(); found.to_json()"
-    assert not loaded_by(code) & (HEAVY - {"tensorstore"})
+    code += "; found.text(); found.text(tree=True); found.to_json()"
+    assert not loaded_by(code) & (HEAVY | {"numpy"})
+
+
+def test_comparing_loads_no_framework_and_numpy_only_for_values(fixtures_dir: Path):
+    linen, nnx = (
+        str(fixtures_dir / "checkpoints" / f"{name}_mlp_standard" / "checkpoint") for name in ("linen", "nnx")
+    )
+    code = f"import converter; assert converter.diff({linen!r}, {nnx!r}, values=VALUES).ok"
+    assert not loaded_by(code.replace("VALUES", "False")) & (HEAVY | {"numpy"})
+    assert not loaded_by(code.replace("VALUES", "True")) & HEAVY
 
 
 @pytest.mark.parametrize("name", ["linen_dense_msgpack", "linen_transformer_safetensors", "linen_transformer_npz"])

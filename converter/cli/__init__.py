@@ -11,7 +11,7 @@ import click
 
 from converter import console
 from converter.cli.command import HELP, VERSION, Command, Group
-from converter.cli.options import COMPARE, DEMO, INSPECT, LINEN_TO_NNX, NNX_TO_LINEN
+from converter.cli.options import COMPARE, DEMO, DIFF, INSPECT, LINEN_TO_NNX, NNX_TO_LINEN
 from converter.cli.reporting import reporting
 from converter.errors import EXIT_DIFFERENCE, EXIT_INPUT, UsageError
 
@@ -43,11 +43,17 @@ def app(context: click.Context) -> None:
 
 
 @app.command("inspect", cls=Command, sections=INSPECT)
-def inspect_command(ckpt: FilePath, step: int | None, item: str | None, as_json: bool) -> None:
+def inspect_command(
+    ckpt: FilePath, step: int | None, item: str | None, filters: tuple[str, ...], tree: bool, as_json: bool
+) -> None:
     """Say what a checkpoint is: format, dialect, steps and items, collections, sizes, and its tree."""
     from converter import api
 
-    console.show(api.inspect(ckpt, step=step, item=item), as_json=as_json)
+    found = api.inspect(ckpt, step=step, item=item, filters=filters)
+    if as_json:
+        console.print_json(found.to_json(tree=tree))
+    else:
+        console.write_out(found.text(tree=tree))
 
 
 @app.command("nnx-to-linen", cls=Command, sections=NNX_TO_LINEN)
@@ -129,6 +135,37 @@ def verify_command(
         result = page.result = api.verify(src, dst, full=full, memory_budget=memory_budget, **_read(options))
     console.show(result, as_json=as_json, quiet=quiet, verbose=verbose)
     if not result.ok:
+        sys.exit(EXIT_DIFFERENCE)
+
+
+@app.command("diff", cls=Command, sections=DIFF)
+def diff_command(
+    a: FilePath,
+    b: FilePath,
+    step_a: int | None,
+    item_a: str | None,
+    step_b: int | None,
+    item_b: str | None,
+    filters: tuple[str, ...],
+    values: bool,
+    memory_budget: str,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Compare any two checkpoints, of any format and framework: structure, and values on request."""
+    from converter.comparison import compare
+    from converter.options import read_size
+    from converter.tree import PathGlob
+
+    budget = read_size(memory_budget)
+    patterns = tuple(map(PathGlob, filters))
+    found = compare(a, b, steps=(step_a, step_b), items=(item_a, item_b), filters=patterns)
+    if values:
+        with console.counting(found.nbytes, shown=not (quiet or as_json)) as progress:
+            found = found.with_values(budget, progress)
+    console.show(found, as_json=as_json, quiet=quiet, verbose=verbose)
+    if not found.ok:
         sys.exit(EXIT_DIFFERENCE)
 
 

@@ -29,6 +29,12 @@ def _choice(name: str, choices: tuple[str, ...], text: str, **settings: Any) -> 
 STEP = click.Option(["--step"], type=int, help="Which step, where there are several (default: the latest).")
 ITEM = _value("--item", "NAME", "Which item, where a step holds several.")
 
+STEP_A = click.Option(["--step-a"], type=int, help="Which step of A, where there are several (default: the latest).")
+ITEM_A = _value("--item-a", "NAME", "Which item of A, where a step holds several.")
+STEP_B = click.Option(["--step-b"], type=int, help="Which step of B.")
+ITEM_B = _value("--item-b", "NAME", "Which item of B.")
+VALUES = _flag("--values", text="Compare values too, bit for bit.")
+
 PARAMS_ONLY = _flag("--params-only", text="Leave everything but the parameters behind.")
 DROP = _values(
     "--drop",
@@ -89,6 +95,14 @@ TO_FORMAT = _choice(
     "Format of DST (default: what *.msgpack or *.safetensors says, else orbax).",
 )
 
+TREE = _flag("--tree", text="Draw the nested tree, with totals of every node.")
+FILTER = click.Option(
+    ["filters", "--filter"],
+    metavar="PATTERN",
+    multiple=True,
+    help="Look only at matching leaves (** is any number of keys). Repeatable; one match is enough.",
+)
+
 DRY_RUN = _flag("--dry-run", text="Print the plan; read no array and write nothing.")
 FORCE = _flag("--force", text="Replace DST if it exists.")
 COPY = _flag("--copy", text="Share no bytes with SRC on disk, even where links are possible.")
@@ -122,6 +136,7 @@ REPORT = _value(
 )
 QUIET = _flag("-q", "--quiet", text="Print nothing but errors.")
 VERBOSE = _flag("-v", "--verbose", text="Print the whole plan.")
+ALL_ROWS = _flag("-v", "--verbose", text="Print every difference.")
 DEBUG = _flag("--debug", text="Show the traceback of an error.")
 
 SRC = Argument("src", "The checkpoint to read; it is never written to.")
@@ -146,7 +161,7 @@ def _conversion(layout: tuple[click.Option, ...], models: tuple[click.Option, ..
 INSPECT: Sections = {
     "Arguments": (Argument("ckpt", "A checkpoint of any kind."),),
     "Reading CKPT": (STEP, ITEM),
-    "Output": (JSON, DEBUG, HELP),
+    "Output": (TREE, FILTER, JSON, DEBUG, HELP),
 }
 NNX_TO_LINEN = _conversion((LINEN_STYLE,), (NNX_MODEL, LINEN_MODEL, OPTIMIZER))
 LINEN_TO_NNX = _conversion((NNX_STYLE, NNX_BUNDLE), (NNX_MODEL, LINEN_MODEL))
@@ -157,6 +172,12 @@ COMPARE: Sections = {
     "Models": (NNX_MODEL, LINEN_MODEL, OPTIMIZER, *CALLS),
     "Layout of DST": (LIKE,),
     "Output": OUTPUT,
+}
+DIFF: Sections = {
+    "Arguments": (Argument("a", "A checkpoint of any kind."), Argument("b", "Another of any kind.")),
+    "Reading A and B": (STEP_A, ITEM_A, STEP_B, ITEM_B, FILTER),
+    "Comparing": (VALUES, MEMORY_BUDGET),
+    "Output": (JSON, QUIET, ALL_ROWS, DEBUG, HELP),
 }
 DEMO: Sections = {
     "Options": (

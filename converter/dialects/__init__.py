@@ -11,7 +11,7 @@ import re
 
 from converter.dialects.dialect import Dialect
 from converter.dialects.linen import BOXED_NAMES, LinenParams, LinenVariables, boxed_paths
-from converter.dialects.nnx import MODULE_MARK, VALUE, NnxLayout
+from converter.dialects.nnx import MODULE_MARK, WRAPPERS, NnxLayout
 from converter.dialects.opt_state import MIRROR_FIELDS, OPT_STATE, STEP, split_mirror
 from converter.dialects.rng import random_state_paths
 from converter.dialects.train_state import LinenTrainState
@@ -61,7 +61,7 @@ def _is_optax_state(tree: Tree) -> bool:
     members = tree.children()
     if not all(key.isdigit() for key in members):
         return False
-    fields = {field for key in members for field in tree.children(key)} - {VALUE, "raw_value"}
+    fields = {field for key in members for field in tree.children(key)} - {*WRAPPERS}
     if not fields:
         return all(isinstance(key, IndexKey) for key in members)
     return fields <= _OPTAX_FIELDS
@@ -69,7 +69,7 @@ def _is_optax_state(tree: Tree) -> bool:
 
 def _wrapper(leaves: list[Path]) -> str | None:
     """The key that ends the path of every NNX Variable in the tree, if its leaves are Variables."""
-    return next((key for key in (VALUE, "raw_value") if _all_wrapped(leaves, key)), None)
+    return next((key for key in WRAPPERS if _all_wrapped(leaves, key)), None)
 
 
 def _all_wrapped(leaves: list[Path], key: str) -> bool:

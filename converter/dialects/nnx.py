@@ -14,6 +14,8 @@ from converter.tree import LeafKind, Path, Tree
 VALUE = "value"
 """Orbax writes a Variable as a node with this one child (``raw_value`` in flax 0.8.3 to 0.8.5)."""
 
+WRAPPERS = (VALUE, "raw_value")
+
 MODULE_MARK = "_pytree__state"
 """Where an ``nnx.Module`` itself was saved, each of its nodes has this entry, which holds nothing."""
 

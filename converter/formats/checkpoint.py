@@ -18,6 +18,37 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
+class Sharding:
+    """How an array was spread over a mesh of devices when it was saved.
+
+    Attributes:
+      mesh: names and sizes of the axes of the mesh.
+      partition: what each axis of the array was split over: a mesh axis, several of them, or None; there may be fewer
+        than axes.
+    """
+
+    mesh: tuple[tuple[str, int], ...]
+    partition: tuple[str | tuple[str, ...] | None, ...]
+
+    def __str__(self) -> str:
+        """As JAX writes a PartitionSpec: ``P('data', None)``."""
+        return f"P({', '.join(map(repr, self.partition))})"
+
+    @property
+    def mesh_text(self) -> str:
+        """``data=2, model=4``"""
+        return ", ".join(f"{name}={size}" for name, size in self.mesh)
+
+
+def _none_noted() -> Mapping[Path, Sharding]:
+    return {}
+
+
+PYTREE = "pytree"
+"""The kind of an item that is a tree of arrays."""
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """One opened checkpoint: a lazy tree and where it was found.
 
@@ -30,6 +61,8 @@ class Checkpoint:
       step: the chosen step.
       items: names of the items (pytrees) in the chosen step.
       item: the chosen item.
+      kinds: what every item of the chosen step is, ``PYTREE`` or something else (``JSON``).
+      shardings: reads how arrays were spread over devices, by path, where that is noted.
       facts: what else the file tells, for people (``{"layout": "OCDBT, zarr2", …}``).
       files: other files that belong to it, which neither ``path`` is nor lie below it.
     """
@@ -42,6 +75,8 @@ class Checkpoint:
     step: int | None = None
     items: tuple[str, ...] = ()
     item: str | None = None
+    kinds: Mapping[str, str] = field(default_factory=dict)
+    shardings: Callable[[], Mapping[Path, Sharding]] = _none_noted
     facts: Mapping[str, str] = field(default_factory=dict)
     files: tuple[FilePath, ...] = ()
 

@@ -92,7 +92,7 @@ def compare_values(
         for step in steps
         if (found := destination.get(step.target)) is not None and step.spec.kind is not LeafKind.EMPTY
     ]
-    files = _FileNames()
+    files = FileNames()
     outcomes: dict[int, Proof | tuple[str, str]] = {}
     reported = threading.Lock()
 
@@ -127,16 +127,16 @@ def _result(outcomes: Sequence[tuple[Step, Proof | tuple[str, str]]]) -> ValuesR
     return ValuesResult(len(outcomes), sum(step.spec.nbytes for step, _ in outcomes), tuple(differences), proofs)
 
 
-def _is_same_place(step: Step, found: Leaf, files: _FileNames) -> bool:
+def _is_same_place(step: Step, found: Leaf, files: FileNames) -> bool:
     """Whether both are the same bytes on disk."""
     source = step.grid()
     if source is None or not source.linkable:
         return False
-    pairs = _pairs(step, found)
+    pairs = chunk_pairs(step, found)
     return pairs is not None and all(files.same(left, right) for left, right in pairs)
 
 
-def _pairs(step: Step, found: Leaf) -> list[tuple[Chunk | None, Chunk | None]] | None:
+def chunk_pairs(step: Step | Leaf, found: Leaf) -> list[tuple[Chunk | None, Chunk | None]] | None:
     """The chunks of both, one beside the other, where equal chunks mean equal arrays."""
     if step.spec.kind not in ARRAYS or not same_spec(step.spec, found.spec):
         return None
@@ -150,7 +150,7 @@ def _proof(step: Step, found: Leaf, written: int | None) -> Proof | tuple[str, s
     """How a leaf is known to be what it should be, or how it differs, as (expected, found)."""
     if step.spec.kind not in ARRAYS or not same_spec(step.spec, found.spec):
         return value_difference(step.value(), found.fetch()) or Proof.VALUES
-    pairs = _pairs(step, found)
+    pairs = chunk_pairs(step, found)
     if pairs is not None:
         if all(left is right is None or (left and right and same_bytes(left, right)) for left, right in pairs):
             return Proof.BYTES
@@ -174,7 +174,7 @@ def _same_form(left: Grid, right: Grid) -> bool:
     )
 
 
-class _FileNames:
+class FileNames:
     """Which names mean the same file."""
 
     def __init__(self) -> None:
@@ -197,10 +197,10 @@ def _same_pieces(step: Step, found: Leaf) -> bool:
     """Whether two arrays have the same bytes, piece by piece."""
     left = leaf_pieces(step.target, step.leaf())
     right = leaf_pieces(step.target, found)
-    return all(bytes(a) == bytes(b) for a, b in _aligned(left, right))
+    return all(bytes(a) == bytes(b) for a, b in aligned(left, right))
 
 
-def _aligned(left: Iterator[Any], right: Iterator[Any]) -> Iterator[tuple[memoryview, memoryview]]:
+def aligned(left: Iterator[Any], right: Iterator[Any]) -> Iterator[tuple[memoryview, memoryview]]:
     """Pieces of the same lengths from both; what one has more than the other comes beside nothing."""
     a = b = memoryview(b"")
     while True:

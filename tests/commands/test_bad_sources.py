@@ -20,6 +20,7 @@ COMMANDS = {
     "linen-to-nnx": lambda source, checkpoints: ("linen-to-nnx", source, "out.msgpack"),
     "dry run": lambda source, checkpoints: ("linen-to-nnx", source, "out", "--dry-run"),
     "verify": lambda source, checkpoints: ("verify", source, checkpoints / "linen_dense_standard/checkpoint"),
+    "diff": lambda source, checkpoints: ("diff", checkpoints / "nnx_dense_standard/checkpoint", source),
     "verify against": lambda source, checkpoints: ("verify", checkpoints / "nnx_dense_standard/checkpoint", source),
 }
 
@@ -256,7 +257,7 @@ def test_an_unfinished_step_beside_a_finished_one(cli: Any, refuses: Any, checkp
     shutil.copytree(steps / "2", tmp_path / f"steps/2.{UNFINISHED}-1700000000")
     shown = cli("inspect", "steps")
     assert shown.code == 0
-    assert "1 of 1" in shown.out
+    assert "1 (latest 1)" in shown.out
     assert UNFINISHED in shown.out
     refuses(2, "inspect", "steps", "--step", "2", mentions=("step 2", "unfinished"))
 
@@ -288,7 +289,8 @@ def test_unknown_steps_and_items(refuses: Any, checkpoints: Path) -> None:
         ((msgpack, "--item", "params"), ("params", "--item")),
     ):
         source, *rest = arguments
-        refuses(2, "inspect", source, *rest, mentions=mentions)
+        if rest:  # inspect shows all items where none is chosen
+            refuses(2, "inspect", source, *rest, mentions=mentions)
         refuses(2, "linen-to-nnx", source, "out", *rest, mentions=mentions)
         refuses(2, "verify", source, checkpoints / "nnx_mlp_standard/checkpoint", *rest, mentions=mentions)
 

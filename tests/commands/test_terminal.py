@@ -20,7 +20,7 @@ import pytest
 from converter import console
 from converter.errors import EXIT_CODES
 
-COMMANDS = ("inspect", "nnx-to-linen", "linen-to-nnx", "verify", "demo")
+COMMANDS = ("inspect", "nnx-to-linen", "linen-to-nnx", "verify", "diff", "demo")
 
 # Help ----------------------------------------------------------------------------------------------------------------
 
@@ -70,6 +70,7 @@ def test_inspect_speaks_of_its_own_argument(cli: Any) -> None:
 def test_h_is_short_for_help(cli: Any) -> None:
     assert cli("-h") == cli("--help")
     assert cli("verify", "-h") == cli("verify", "--help")
+    assert cli("diff", "-h") == cli("diff", "--help")
 
 
 def test_the_readme_lists_the_exit_codes(fixtures_dir: Path) -> None:
@@ -117,6 +118,9 @@ def test_json_is_one_value(cli: Any, checkpoints: Path) -> None:
         (0, "nnx-to-linen", decided, "plan", "--dry-run"),
         (0, "nnx-to-linen", decided, "out"),
         (0, "verify", decided, "out"),
+        (0, "diff", decided, "out", "--values"),
+        (1, "diff", decided, undecided),
+        (2, "diff", decided, "missing"),
         (4, "nnx-to-linen", decided, "out"),
         (3, "nnx-to-linen", undecided, "refused"),
         (3, "nnx-to-linen", undecided, "refused", "--dry-run"),

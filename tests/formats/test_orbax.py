@@ -424,7 +424,7 @@ def test_chooses_among_the_items_of_a_manager(tmp_path: FilePath) -> None:
     checkpoint = FORMAT.open(tmp_path / "run", item="opt")
     assert checkpoint.location == tmp_path / "run" / "ck_0005" / "opt"
     assert (checkpoint.step, checkpoint.items, checkpoint.item) == (5, ("opt", "weights"), "opt")
-    assert checkpoint.facts["other items"] == "array (array), config (JSON)"
+    assert checkpoint.kinds == {"array": "array", "config": "JSON", **dict.fromkeys(checkpoint.items, "pytree")}
     assert checkpoint.facts["written by"] == "Orbax PyTreeCheckpointHandler"
     assert_reads(checkpoint, of_pytree(items["opt"]))
     with pytest.raises(UsageError, match="several items: opt, weights\nChoose one with --item opt or --item weights"):
@@ -867,7 +867,7 @@ def test_reads_values_in_the_msgpack_file(tmp_path: FilePath) -> None:
     legacy(tmp_path / "saved", content)
     checkpoint = FORMAT.open(tmp_path / "saved")
     assert FORMAT.sniff(tmp_path / "saved")
-    assert checkpoint.facts["written by"] == "Orbax up to 0.2"
+    assert checkpoint.facts["version"] == "as Orbax up to 0.5.10 writes it"
     assert {format_path(path): str(leaf.spec) for path, leaf in checkpoint.tree.items()} == {
         "a/w": "bfloat16[2,3]",
         "a/scalar": "float32()",

@@ -11,7 +11,7 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from converter.errors import UnreadableCheckpoint
-from converter.formats.checkpoint import PLAIN, Checkpoint, Progress, Strategy, Writing, Written
+from converter.formats.checkpoint import PLAIN, PYTREE, Checkpoint, Progress, Strategy, Writing, Written
 from converter.formats.orbax import layout
 from converter.formats.orbax.arrays import ArrayStore
 from converter.formats.orbax.legacy import Placeholder, read_legacy_tree
@@ -25,8 +25,10 @@ from converter.formats.orbax.metadata import (
     Strings,
     handler_of,
     read_item_metadata,
+    read_shardings,
     refuse_shared_names,
 )
+from converter.formats.orbax.versions import versions
 from converter.grid import Grid
 from converter.tree import Leaf, LeafKind, LeafSpec, Path, Tree, empty_spec, format_path
 
@@ -78,6 +80,8 @@ class OrbaxFormat:
             step=location.step,
             items=location.items,
             item=location.item,
+            kinds=dict(sorted({**dict.fromkeys(location.items, PYTREE), **location.others}.items())),
+            shardings=partial(read_shardings, location.directory, metadata.entries),
             facts=facts,
         )
 
@@ -217,8 +221,8 @@ def _facts(location: layout.Location, metadata: ItemMetadata, store: ArrayStore)
     handler = handler_of(saved, location.item or location.directory.name)
     if handler:
         yield "written by", f"Orbax {handler}"
-    elif not (location.directory / METADATA_FILE).exists():
-        yield "written by", "Orbax up to 0.2"
+    if known := versions(location.directory, metadata):
+        yield "version", f"as Orbax {known} writes it"
     committed = saved.get("commit_timestamp_nsecs")
     if isinstance(committed, int):
         yield "saved", datetime.fromtimestamp(committed // 10**9, UTC).isoformat()
@@ -228,7 +232,5 @@ def _facts(location: layout.Location, metadata: ItemMetadata, store: ArrayStore)
     ):
         if value:
             yield name, json.dumps(value, ensure_ascii=False)
-    if location.others:
-        yield "other items", ", ".join(f"{name} ({what})" for name, what in location.others.items())
     if location.unfinished:
         yield "unfinished saves", ", ".join(location.unfinished)

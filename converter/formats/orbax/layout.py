@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any
 
-from converter.errors import UnreadableCheckpoint, UsageError
+from converter.errors import SeveralItems, UnreadableCheckpoint, UsageError
 from converter.formats.orbax.metadata import LEGACY_FILE, METADATA_FILE, handler_of, read_step_metadata
 
 MANIFEST = "manifest.ocdbt"
@@ -191,7 +191,7 @@ def _choose_item(directory: FilePath, trees: list[str], others: Mapping[str, str
     if item is None:
         named = trees if len(trees) == 1 else [name for name in DEFAULT_ITEMS if name in trees]
         if not named:
-            raise UsageError(f"{directory} holds several items: {', '.join(trees)}", advice)
+            raise SeveralItems(f"{directory} holds several items: {', '.join(trees)}", advice, trees)
         return named[0]
     if item in others:
         raise UsageError(f"item {item!r} of {directory} is no tree of arrays but {others[item]}", advice)

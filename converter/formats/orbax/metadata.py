@@ -17,6 +17,7 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from converter.errors import UnreadableCheckpoint, UnsupportedCheckpoint
+from converter.formats.checkpoint import Sharding
 from converter.tree import IndexKey, Key, Path, format_path
 
 METADATA_FILE = "_METADATA"
@@ -75,12 +76,14 @@ class ItemMetadata:
       zarr3: arrays are zarr 3; zarr 2 if false.
       all_stored: chunks of zeros are stored too, so an absent chunk is lost data (Orbax from 0.11).
       custom: the user's own metadata.
+      fields: the names of all fields of the file.
     """
 
     entries: tuple[Entry, ...]
     zarr3: bool = False
     all_stored: bool = False
     custom: Any = None
+    fields: frozenset[str] = frozenset()
 
 
 def read_item_metadata(directory: FilePath) -> ItemMetadata:
@@ -99,6 +102,7 @@ def read_item_metadata(directory: FilePath) -> ItemMetadata:
             zarr3=bool(content.get("use_zarr3")),
             all_stored=bool(content.get("store_array_data_equal_to_fill_value")),
             custom=content.get("custom_metadata"),
+            fields=frozenset(map(str, content)),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         message = f"{file} is damaged: it is not Orbax tree metadata ({error!r})"
@@ -206,6 +210,32 @@ class SavedArrays:
             (listed or {}).get("ext_metadata"),
             self._shardings.get(sharding_key(entry.name)),
         )
+
+
+def read_shardings(directory: FilePath, entries: Iterable[Entry]) -> dict[Path, Sharding]:
+    """How arrays were spread over meshes of devices, by path; nothing for those that lay on one device.
+
+    The file is parsed only where it speaks of meshes at all.
+    """
+    try:
+        if b"NamedSharding" not in (directory / SHARDING_FILE).read_bytes():
+            return {}
+    except OSError:
+        return {}
+    noted = _read_shardings(directory)
+    found = ((entry.path, noted.get(sharding_key(entry.name))) for entry in entries if entry.is_array)
+    return {path: sharding for path, text in found if (sharding := _named_sharding(text)) is not None}
+
+
+def _named_sharding(noted: Any) -> Sharding | None:
+    try:
+        if noted["sharding_type"] != "NamedSharding":
+            return None
+        mesh = zip(map(str, noted["axis_names"]), map(int, noted["shape"]), strict=True)
+        axes = (tuple(map(str, axis)) if isinstance(axis, list) else axis for axis in noted["partition_spec"])
+        return Sharding(tuple(mesh), tuple(axes))
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def sharding_key(name: str) -> str:

@@ -1,0 +1,189 @@
+"""How much two arrays differ: read piece by piece, element by element, and not at all where both are the same bytes."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from converter.comparison.pairing import Side
+from converter.formats.checkpoint import Progress
+from converter.formats.chunks import same_bytes
+from converter.formats.streaming import ARRAYS, in_parallel, leaf_pieces
+from converter.tree import Leaf, LeafKind, element_bits, numpy_dtype
+from converter.verification.values import LARGE, FileNames, aligned, chunk_pairs, value_difference
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Distance:
+    """How two leaves of one dtype and shape differ.
+
+    Attributes:
+      elements: how many there are.
+      different: how many of them have other bits.
+      max_abs: the largest absolute difference; infinite where only one of two elements is a number.
+      max_rel: the largest difference in relation to the larger of both elements, 0 to 2 (1 beside no number).
+      texts: the two values where they are no arrays.
+    """
+
+    elements: int = 0
+    different: int = 0
+    max_abs: float = 0.0
+    max_rel: float = 0.0
+    texts: tuple[str, str] | None = None
+
+    def __add__(self, other: Distance) -> Distance:
+        return Distance(
+            self.elements + other.elements,
+            self.different + other.different,
+            max(self.max_abs, other.max_abs),
+            max(self.max_rel, other.max_rel),
+            self.texts or other.texts,
+        )
+
+    def __str__(self) -> str:
+        if self.texts is not None:
+            return " → ".join(self.texts)
+        number = f"{self.different:,} of {self.elements:,}"
+        return f"{number} elements, max abs {self.max_abs:.3g}, max rel {self.max_rel:.3g}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "elements": self.elements,
+            "different": self.different,
+            # JSON has no infinity.
+            "max_abs": self.max_abs if math.isfinite(self.max_abs) else str(self.max_abs),
+            "max_rel": self.max_rel,
+            **({"a": self.texts[0], "b": self.texts[1]} if self.texts else {}),
+        }
+
+
+EQUAL = Distance()
+
+_AT_ONCE = 1 << 18
+"""Elements that are measured at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class ValuesCompared:
+    """What comparing values came to.
+
+    Attributes:
+      distances: by the position of the pair; ``EQUAL`` where no bit differs.
+      same_place: how many pairs are the same bytes on disk, which nobody had to read.
+      nbytes: bytes of all arrays compared.
+    """
+
+    distances: tuple[Distance, ...]
+    same_place: int
+    nbytes: int
+
+
+def compare_pairs(pairs: Sequence[tuple[Side, Side]], progress: Progress) -> ValuesCompared:
+    """Compares the values of leaves that agree in dtype and shape, within the memory budget of the room."""
+    files = FileNames()
+    distances: dict[int, Distance] = {}
+    same_place = 0
+    reported = threading.Lock()
+
+    def measure(number: int, _: Callable[[], None] | None = None) -> None:
+        left, right = pairs[number][0].leaf, pairs[number][1].leaf
+        distances[number] = distance(left, right)
+        with reported:
+            progress(left.spec.nbytes, 1)
+
+    large: list[int] = []
+    for number, (left, right) in enumerate(pairs):
+        if (found := _is_same_place(left.leaf, right.leaf, files)) is not None:
+            distances[number] = EQUAL
+            same_place += found
+            progress(left.leaf.spec.nbytes, 1)
+        elif left.leaf.spec.nbytes < LARGE:
+            measure(number)
+        else:
+            large.append(number)
+    in_parallel(measure, large)
+    nbytes = sum(left.leaf.spec.nbytes for left, _ in pairs)
+    return ValuesCompared(tuple(distances[number] for number in range(len(pairs))), same_place, nbytes)
+
+
+def _is_same_place(left: Leaf, right: Leaf, files: FileNames) -> bool | None:
+    """Whether both are the same bytes of a file; false where equal bytes stand in an index that was read anyway.
+
+    Returns: None where they have to be compared.
+    """
+    chunks = chunk_pairs(left, right)
+    if chunks is None:
+        return None
+    in_files = False
+    for a, b in chunks:
+        inside = isinstance(a, bytes) and isinstance(b, bytes)
+        if not (a == b if inside else files.same(a, b)):
+            return None
+        in_files = in_files or not inside
+    return in_files
+
+
+def distance(left: Leaf, right: Leaf) -> Distance:
+    """How two leaves of one dtype and shape differ; ``EQUAL`` where all their bits agree.
+
+    Raises:
+      UnreadableCheckpoint: one of them is damaged.
+    """
+    if left.spec.kind not in ARRAYS:
+        texts = value_difference(left.fetch(), right.fetch())
+        return EQUAL if texts is None else Distance(1, 1, texts=texts)
+    chunks = chunk_pairs(left, right)
+    if chunks is not None and all(a is b is None or (a and b and same_bytes(a, b)) for a, b in chunks):
+        return EQUAL
+    dtype = numpy_dtype("uint32" if left.spec.kind is LeafKind.KEY else left.spec.dtype)
+    found = EQUAL
+    for a, b in aligned(leaf_pieces((), left), leaf_pieces((), right)):
+        size = _AT_ONCE * dtype.itemsize  # what is measured takes several times the memory
+        for start in range(0, len(a), size):
+            found += _measured(_elements(a[start : start + size], dtype), _elements(b[start : start + size], dtype))
+    return found if found.different else EQUAL
+
+
+def _elements(data: memoryview, dtype: np.dtype[Any]) -> Array:
+    import numpy as np
+
+    return np.frombuffer(data, np.uint8).view(dtype.newbyteorder("<"))
+
+
+def _measured(a: Array, b: Array) -> Distance:
+    import numpy as np
+
+    wrong = np.flatnonzero((element_bits(a) != element_bits(b)).any(axis=-1))
+    if not wrong.size:
+        return Distance(a.size)
+    absolute, largest = _differences(a[wrong], b[wrong])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        relative = np.where(largest > 0, absolute / largest, 0.0)
+    relative = np.where(np.isnan(relative), 1.0, relative)  # infinite beside something else: as far as can be
+    return Distance(a.size, int(wrong.size), float(absolute.max()), float(relative.max()))
+
+
+def _differences(a: Array, b: Array) -> tuple[Array, Array]:
+    """Absolute differences, and the larger absolute value of each two elements, as float64."""
+    import numpy as np
+
+    if a.dtype.kind in "iu":
+        # In the type's own width, unsigned: two large integers may differ by one.
+        apart = np.maximum(a, b) - np.minimum(a, b)
+        magnitude = np.maximum(np.abs(a.astype(np.float64)), np.abs(b.astype(np.float64)))
+        return apart.view(f"u{a.dtype.itemsize}").astype(np.float64), magnitude
+    wide = np.complex128 if a.dtype.kind == "c" else np.float64
+    x, y = a.astype(wide), b.astype(wide)
+    with np.errstate(invalid="ignore", over="ignore"):
+        apart, magnitude = np.abs(x - y), np.maximum(np.abs(x), np.abs(y))
+    neither = np.isnan(x) & np.isnan(y)
+    apart = np.where(neither, 0.0, np.where(np.isnan(apart), np.inf, apart))
+    return apart, np.where(np.isnan(magnitude), np.inf, magnitude)
