@@ -7,13 +7,16 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
-from typing import TYPE_CHECKING, Literal, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
+from converter import __version__
 from converter.dialects import readings, unreadable
 from converter.dialects.dialect import Dialect, Framework
 from converter.errors import UnsupportedCheckpoint, UsageError, VerificationFailed
-from converter.formats import FORMAT_TITLES, FORMATS, destination_format, open_checkpoint
+from converter.formats import FORMAT_TITLES, FORMATS, destination_format, open_checkpoint, step_destination
 from converter.formats.checkpoint import PLAIN, Checkpoint, Format, Progress, Writing, Written
+from converter.formats.provenance import KEY as PROVENANCE
+from converter.formats.provenance import Provenance, read_record
 from converter.options import Job, Options, make_job, read_size
 from converter.planning.plan import Plan
 from converter.planning.planner import make_plan
@@ -143,7 +146,26 @@ def prepare(
     if not made.problems:
         _require_storable(made, tree, format)
         made = replace(made, strategies=format.strategies(tree, writing))
+    writing = replace(writing, metadata=_metadata(source, made, job), attached=source.attached)
     return Conversion(source, format, job, made, tree, writing)
+
+
+def _metadata(source: Checkpoint, made: Plan, job: Job) -> dict[str, Any]:
+    """What the destination says of itself: what the source had noted, and what was converted from what."""
+    rules = job.request.rules
+    record = Provenance(
+        version=__version__,
+        direction=f"{made.source.framework}-to-{made.target.framework}",
+        source=FilePath(os.path.abspath(source.path)).name,
+        source_format=source.format,
+        source_dialect=made.source.title,
+        dialect=made.target.title,
+        step=source.step,
+        item=source.item,
+        rules=rules.digest if rules is not None else "",
+        before=read_record(source.metadata),
+    )
+    return {**source.metadata, PROVENANCE: record.to_json()}
 
 
 def _require_storable(made: Plan, tree: Tree, format: Format) -> None:
@@ -190,6 +212,7 @@ def convert(
     to: Framework,
     *,
     to_format: str | None = None,
+    as_step: int | None = None,
     force: bool = False,
     verify: Verify = True,
     copy: bool = False,
@@ -204,7 +227,10 @@ def convert(
       src: any checkpoint that ``inspect`` reads; it is never written to.
       dst: the new checkpoint.
       to: the framework to convert to.
-      to_format: ``orbax`` or ``msgpack``; by default what the suffix of ``dst`` stands for.
+      to_format: ``orbax``, ``orbax-v1`` (as ``orbax.checkpoint.v1.save`` lays it out) or ``msgpack``; by default what the
+        suffix of ``dst`` stands for.
+      as_step: make it this step of ``dst``, which may hold others: ``CheckpointManager(dst)`` of Orbax finds it, in
+        msgpack ``flax.training.checkpoints``. What the source holds beside the tree (JSON items) is copied along.
       force: replace an existing ``dst``.
       verify: read the result again and compare it bit for bit; with two models and inputs, compare outputs too.
         ``"full"`` reads it with Orbax's or Flax's own reader, which takes the whole checkpoint into memory.
@@ -222,9 +248,10 @@ def convert(
       VerificationFailed: the result differs; it is not kept.
       UsageError, ModelError: as for ``plan``.
     """
-    destination = FilePath(dst)
+    to_format = destination_format(FilePath(dst), to_format)
+    destination = FilePath(dst) if as_step is None else step_destination(FilePath(dst), to_format, as_step)
     check_destination(FilePath(src), destination, force)
-    to_format, writing = destination_format(destination, to_format), Writing(copy, compress)
+    writing = Writing(copy, compress, as_step=as_step is not None)
     conversion = prepare(src, to, to_format=to_format, writing=writing, **options)
     return conversion.run(destination, force=force, verify=verify, memory_budget=memory_budget, progress=progress)
 

@@ -65,6 +65,7 @@ def _convert(
     src: FilePath,
     dst: FilePath,
     to_format: str | None,
+    as_step: int | None,
     dry_run: bool,
     force: bool,
     copy: bool,
@@ -78,15 +79,18 @@ def _convert(
     **options: Any,
 ) -> None:
     from converter import api
-    from converter.formats import destination_format
+    from converter.formats import destination_format, step_destination
     from converter.formats.checkpoint import Writing
     from converter.options import read_size
     from converter.run import check_destination
 
     budget = read_size(memory_budget)
+    to_format = destination_format(dst, to_format)
+    if as_step is not None:
+        dst = step_destination(dst, to_format, as_step)
     if not dry_run:
         check_destination(src, dst, force)
-    to_format, writing = destination_format(dst, to_format), Writing(copy, compress)
+    writing = Writing(copy, compress, as_step=as_step is not None)
     conversion = api.prepare(src, to, to_format=to_format, writing=writing, **_read(options))
     if dry_run:
         if conversion.plan.problems and not (as_json or quiet):

@@ -83,7 +83,17 @@ NNX_BUNDLE = _choice(
     ("dict", "tuple", "model-and-optimizer"),
     "How a model and its optimizer stand together in DST (default: dict).",
 )
-TO_FORMAT = _choice("--to-format", ("orbax", "msgpack"), "Format of DST (default: msgpack for *.msgpack, else orbax).")
+TO_FORMAT = _choice(
+    "--to-format",
+    ("orbax", "orbax-v1", "msgpack"),
+    "Format of DST (default: msgpack for *.msgpack, else orbax); orbax-v1 is what Orbax's v1 API saves.",
+)
+AS_STEP = click.Option(
+    ["--as-step"],
+    type=int,
+    metavar="N",
+    help="Make it step N of DST, which may hold others, as Orbax's CheckpointManager does.",
+)
 
 DRY_RUN = _flag("--dry-run", text="Print the plan; read no array and write nothing.")
 FORCE = _flag("--force", text="Replace DST if it exists.")
@@ -127,7 +137,7 @@ def _conversion(layout: tuple[click.Option, ...], models: tuple[click.Option, ..
         "Reading SRC": (STEP, ITEM),
         "Leaves": LEAVES,
         "Models": (*models, *CALLS),
-        "Layout of DST": (LIKE, *layout, TO_FORMAT),
+        "Layout of DST": (LIKE, *layout, TO_FORMAT, AS_STEP),
         "Writing DST": WRITING,
         "Output": OUTPUT,
     }

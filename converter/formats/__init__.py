@@ -5,20 +5,30 @@ from __future__ import annotations
 import os
 from pathlib import Path as FilePath
 
-from converter.errors import UnreadableCheckpoint, UsageError
+from converter.errors import DestinationError, UnreadableCheckpoint, UsageError
 from converter.formats.checkpoint import Checkpoint, Format
 from converter.formats.msgpack import MsgpackFormat
 from converter.formats.orbax import OrbaxFormat
 
-FORMATS: dict[str, Format] = {
+SOURCES: dict[str, Format] = {
     "orbax": OrbaxFormat(),
     "msgpack": MsgpackFormat(),
 }
+"""What is read."""
+
+FORMATS: dict[str, Format] = {
+    **SOURCES,
+    "orbax-v1": OrbaxFormat(v1=True),
+}
+"""What is written."""
 
 FORMAT_TITLES: dict[str, str] = {"orbax": "an Orbax checkpoint", "msgpack": "a msgpack file"}
 
 SUFFIXES: dict[str, str] = {".msgpack": "msgpack"}
 """Destinations with such a name get that format; all others become Orbax directories."""
+
+STEP_NAMES: dict[str, str] = {"orbax": "{}", "orbax-v1": "{}", "msgpack": "checkpoint_{}"}
+"""How one of several steps is called: by Orbax's CheckpointManager, and by ``flax.training.checkpoints``."""
 
 
 def open_checkpoint(path: FilePath, *, step: int | None = None, item: str | None = None) -> Checkpoint:
@@ -44,7 +54,7 @@ def open_checkpoint(path: FilePath, *, step: int | None = None, item: str | None
         raise UnreadableCheckpoint(f"{path}: no permission to read it", "Ask its owner.")
     if path.is_file() and path.stat().st_size == 0:
         raise UnreadableCheckpoint(f"{path} is an empty file", "Its writer was probably interrupted: save it again.")
-    for format in FORMATS.values():
+    for format in SOURCES.values():
         if format.sniff(path):
             return format.open(path, step=step, item=item)
     raise UnreadableCheckpoint(f"{path} is no checkpoint: expected {_EXPECTED}, found {_found(path)}", _advice(path))
@@ -56,7 +66,7 @@ def _advice(path: FilePath) -> str:
 
 
 def _is_checkpoint(path: FilePath) -> bool:
-    return os.access(path, os.R_OK) and any(format.sniff(path) for format in FORMATS.values())
+    return os.access(path, os.R_OK) and any(format.sniff(path) for format in SOURCES.values())
 
 
 _EXPECTED = "an Orbax directory (with _METADATA, or with steps or items) or a msgpack file of flax.serialization"
@@ -90,3 +100,35 @@ def destination_format(destination: FilePath, name: str | None = None) -> str:
     if name not in FORMATS:
         raise UsageError(f"no format {name!r}", f"Choose one of {', '.join(FORMATS)}.")
     return name
+
+
+def step_destination(root: FilePath, format: str, step: int) -> FilePath:
+    """Where a step is written below ``root``, which may hold other steps already.
+
+    Raises:
+      UsageError: the format has no steps, or the number is negative.
+      DestinationError: ``root`` is a checkpoint itself, or calls its steps otherwise.
+    """
+    if format not in STEP_NAMES:
+        raise UsageError(f"{FORMAT_TITLES[format]} is no step of others", "Leave out --as-step.")
+    if step < 0:
+        raise UsageError(f"cannot write step {step}: steps are counted from 0", "Choose another number.")
+    if root.is_dir():
+        _refuse_as_root(root, format)
+    return root / STEP_NAMES[format].format(step)
+
+
+def _refuse_as_root(root: FilePath, format: str) -> None:
+    source = next((each for each in SOURCES.values() if each.sniff(root)), None)
+    if source is None:
+        return
+    names = source.step_names(root)
+    own = STEP_NAMES[format]
+    if not names:
+        raise DestinationError(f"{root} is a checkpoint itself, not a directory of steps", "Choose another directory.")
+    others = [name for step, name in names if name != own.format(step)]
+    if others:
+        raise DestinationError(
+            f"{root} has steps of other names ({', '.join(others[:3])}) than {own.format('<step>')}",
+            "Readers would take them for two series: choose another directory.",
+        )

@@ -6,15 +6,34 @@ import contextlib
 import enum
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
-from typing import Protocol
+from typing import Any, Protocol
 
 from converter.tree import Path, Tree
 
 Progress = Callable[[int, int], None]
 """Called with the (bytes, leaves) done since the last call, after each piece of work."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """Something beside the tree that is not converted and can go along as it is.
+
+    Attributes:
+      directory: where it lies.
+      kind: what it is, for people (``JSON``).
+      handler: the full name of the class that reads it; empty where the checkpoint does not tell.
+    """
+
+    directory: FilePath
+    kind: str
+    handler: str = ""
+
+    @property
+    def is_json(self) -> bool:
+        return self.kind == "JSON"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +50,8 @@ class Checkpoint:
       items: names of the items (pytrees) in the chosen step.
       item: the chosen item.
       facts: what else the file tells, for people (``{"layout": "OCDBT, zarr2", …}``).
+      metadata: what its writer noted of it (JSON values), where the format has a place for that.
+      attached: the items of the chosen step that are no trees of arrays.
     """
 
     path: FilePath
@@ -42,6 +63,8 @@ class Checkpoint:
     items: tuple[str, ...] = ()
     item: str | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    attached: Mapping[str, Attached] = field(default_factory=dict)
 
 
 class Strategy(enum.Enum):
@@ -62,10 +85,16 @@ class Writing:
     Attributes:
       copy: share no bytes with the source, even where the file system could.
       compress: compress arrays, where the format can and they do not stay as they are in a source of the same format.
+      as_step: the destination is one step of the directory around it.
+      metadata: what to note of the checkpoint itself (JSON values), where the format has a place for that.
+      attached: what goes along as it is, where the format has a place for that.
     """
 
     copy: bool = False
     compress: bool = False
+    as_step: bool = False
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    attached: Mapping[str, Attached] = field(default_factory=dict)
 
 
 PLAIN = Writing()
@@ -109,6 +138,9 @@ class Format(Protocol):
           UnsupportedCheckpoint: a recognised variety that cannot be read.
           UsageError: no such step or item, or several items and none chosen.
         """
+
+    def step_names(self, path: FilePath) -> Sequence[tuple[int, str]]:
+        """The steps of a directory and what they are called in it; none where it is one checkpoint itself."""
 
     def objections(self, tree: Tree) -> Mapping[Path, str]:
         """Why the format cannot hold some leaves, by their path; found without reading arrays."""

@@ -67,6 +67,12 @@ class MsgpackFormat:
             facts=facts,
         )
 
+    def step_names(self, path: FilePath) -> list[tuple[int, str]]:
+        """The step files of a directory."""
+        from converter.formats.msgpack.steps import find_steps
+
+        return [(step, file.name) for steps in find_steps(path).values() for step, file in steps.files.items()]
+
     def objections(self, tree: Tree) -> Mapping[Path, str]:
         """Why a msgpack file cannot hold some leaves: typed PRNG keys, unknown dtypes."""
         from converter.formats.msgpack.writer import objections
