@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any, Literal, Unpack
@@ -13,10 +13,18 @@ from converter import __version__
 from converter.dialects import readings, unreadable
 from converter.dialects.dialect import Dialect, Framework
 from converter.errors import UnsupportedCheckpoint, UsageError, VerificationFailed
-from converter.formats import FORMAT_TITLES, FORMATS, destination_format, open_checkpoint, step_destination
+from converter.formats import (
+    FORMAT_TITLES,
+    FORMATS,
+    destination_format,
+    open_checkpoint,
+    step_destination,
+    takes_along,
+)
 from converter.formats.checkpoint import PLAIN, Checkpoint, Format, Progress, Writing, Written
 from converter.formats.provenance import KEY as PROVENANCE
 from converter.formats.provenance import Provenance, read_record
+from converter.opening import open_source
 from converter.options import Job, Options, make_job, read_size
 from converter.planning.plan import Plan
 from converter.planning.planner import make_plan
@@ -49,7 +57,7 @@ def inspect(path: str | os.PathLike[str], *, step: int | None = None, item: str 
     """
     from converter.inspection import inspect_checkpoint
 
-    return inspect_checkpoint(open_checkpoint(FilePath(path), step=step, item=item))
+    return inspect_checkpoint(open_source(FilePath(path), step=step, item=item))
 
 
 Verify = bool | Literal["full"]
@@ -134,20 +142,28 @@ def prepare(
 ) -> Conversion:
     """Opens a checkpoint and plans its conversion; see ``plan`` for the errors."""
     format = FORMATS[to_format]
-    source = open_checkpoint(FilePath(src), step=options.get("step"), item=options.get("item"))
+    source = open_source(FilePath(src), step=options.get("step"), item=options.get("item"))
     job = make_job(to, options, to_format=to_format)
     made = make_plan(source.tree, job.request)
-    others = [name for name in source.items if name != source.item]
-    if others:
-        note = f"only the item {source.item} is converted, not {', '.join(others)} (--item chooses)"
-        made = replace(made, notes=(*made.notes, note))
-    made = replace(made, path=str(src))
+    notes = _left_beside(source, takes_along(to_format, as_step=writing.as_step))
+    made = replace(made, path=str(src), notes=(*made.notes, *notes))
     tree = Tree() if made.problems else made.tree()
     if not made.problems:
         _require_storable(made, tree, format)
         made = replace(made, strategies=format.strategies(tree, writing))
     writing = replace(writing, metadata=_metadata(source, made, job), attached=source.attached)
     return Conversion(source, format, job, made, tree, writing)
+
+
+def _left_beside(source: Checkpoint, goes_along: bool) -> Iterator[str]:
+    """What the checkpoint holds beside what is converted, and what becomes of it."""
+    others = [name for name in source.items if name not in (source.item, *source.attached)]
+    if source.item is not None and others:
+        yield f"only the item {source.item} is converted, not {', '.join(others)} (--item chooses)"
+    if source.attached:
+        listed = ", ".join(f"{name} ({each.kind})" for name, each in source.attached.items())
+        behind = "stays behind (--as-step N or --to-format orbax-v1 takes it along)"
+        yield f"{listed} {'goes along as it is' if goes_along else behind}"
 
 
 def _metadata(source: Checkpoint, made: Plan, job: Job) -> dict[str, Any]:
@@ -161,7 +177,7 @@ def _metadata(source: Checkpoint, made: Plan, job: Job) -> dict[str, Any]:
         source_dialect=made.source.title,
         dialect=made.target.title,
         step=source.step,
-        item=source.item,
+        item=source.item or ", ".join(name for name in source.items if name not in source.attached) or None,
         rules=rules.digest if rules is not None else "",
         before=read_record(source.metadata),
     )
@@ -227,8 +243,8 @@ def convert(
       src: any checkpoint that ``inspect`` reads; it is never written to.
       dst: the new checkpoint.
       to: the framework to convert to.
-      to_format: ``orbax``, ``orbax-v1`` (as ``orbax.checkpoint.v1.save`` lays it out) or ``msgpack``; by default what the
-        suffix of ``dst`` stands for.
+      to_format: ``orbax``, ``orbax-v1`` (as ``orbax.checkpoint.v1.save`` lays it out) or ``msgpack``; by default what
+        the suffix of ``dst`` stands for.
       as_step: make it this step of ``dst``, which may hold others: ``CheckpointManager(dst)`` of Orbax finds it, in
         msgpack ``flax.training.checkpoints``. What the source holds beside the tree (JSON items) is copied along.
       force: replace an existing ``dst``.
@@ -273,7 +289,7 @@ def verify(
     Raises:
       as ``plan``; also ``UsageError`` where both checkpoints belong to the same framework.
     """
-    source = open_checkpoint(FilePath(src), step=options.get("step"), item=options.get("item"))
+    source = open_source(FilePath(src), step=options.get("step"), item=options.get("item"))
     destination = open_checkpoint(FilePath(dst))
     target = _opposite(source, destination)
     job = make_job(target.framework, options, to_format=destination.format, target=target)

@@ -54,7 +54,7 @@ class Inspection:
         rows = [("path", str(checkpoint.location)), ("format", self._format())]
         if checkpoint.steps:
             rows.append(("step", f"{checkpoint.step} of {', '.join(map(str, checkpoint.steps))}"))
-        if checkpoint.items:
+        if checkpoint.items and checkpoint.item is not None:
             rows.append(("item", f"{checkpoint.item} of {', '.join(checkpoint.items)}"))
         rows.append(("dialect", self._dialect()))
         full = [leaf.spec for leaf in tree.values() if leaf.spec.kind is not LeafKind.EMPTY]

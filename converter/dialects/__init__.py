@@ -130,7 +130,9 @@ def _linen(tree: Tree, leaves: list[Path]) -> Dialect:
 
 def _is_optimizer(tree: Tree, prefix: Path) -> bool:
     fields = set(tree.children(*prefix))
-    return STEP in fields and fields <= {*_OPTIMIZER_FIELDS, "model"}
+    # Below a key of its own an optax state is known without a counter, which other training loops do not keep there.
+    named = STEP in fields or (bool(prefix) and fields == {OPT_STATE})
+    return named and fields <= {*_OPTIMIZER_FIELDS, "model"}
 
 
 def _nnx_layout(tree: Tree, suffix: str | None) -> NnxLayout:

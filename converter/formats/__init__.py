@@ -10,8 +10,10 @@ from converter.formats.checkpoint import Checkpoint, Format
 from converter.formats.msgpack import MsgpackFormat
 from converter.formats.orbax import OrbaxFormat
 
+_ORBAX = OrbaxFormat()
+
 SOURCES: dict[str, Format] = {
-    "orbax": OrbaxFormat(),
+    "orbax": _ORBAX,
     "msgpack": MsgpackFormat(),
 }
 """What is read."""
@@ -58,6 +60,21 @@ def open_checkpoint(path: FilePath, *, step: int | None = None, item: str | None
         if format.sniff(path):
             return format.open(path, step=step, item=item)
     raise UnreadableCheckpoint(f"{path} is no checkpoint: expected {_EXPECTED}, found {_found(path)}", _advice(path))
+
+
+def list_items(path: FilePath, step: int | None = None) -> tuple[str, ...]:
+    """Names of the items of a step that are trees, where there is a choice; Orbax alone has items.
+
+    Raises:
+      UnreadableCheckpoint, UsageError: as ``open_checkpoint``.
+    """
+    readable = path.is_dir() and os.access(path, os.R_OK)
+    return _ORBAX.items(path, step) if readable and _ORBAX.sniff(path) else ()
+
+
+def takes_along(format: str, *, as_step: bool) -> bool:
+    """Whether a destination has a place for what stands beside the tree."""
+    return format == "orbax-v1" or (format == "orbax" and as_step)
 
 
 def _advice(path: FilePath) -> str:

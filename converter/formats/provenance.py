@@ -21,7 +21,7 @@ class Provenance:
       version: that of this program.
       direction: ``nnx-to-linen`` or ``linen-to-nnx``.
       source: the source's own name, without the directories above it.
-      step, item: which step and item of it; None where it has none.
+      step, item: which step and item of it, or items read as one; None where it has none.
       source_format, source_dialect, dialect: how the source was read, and what the destination is.
       rules: sha256 of the rules; empty where none were given.
       before: the record that the source held of itself.

@@ -44,7 +44,8 @@ class Surroundings:
         """``item_handlers`` of ``_CHECKPOINT_METADATA``."""
         if not self.item:
             return self.handler
-        others = {name: self.json_handler if each.is_json else each.handler for name, each in attached.items()}
+        known = {"JSON": self.json_handler, "tree": self.handler}
+        others = {name: known.get(each.kind, each.handler) for name, each in attached.items()}
         return {self.item: self.handler, **{name: handler for name, handler in others.items() if handler}}
 
     def attach(self, destination: FilePath, attached: Mapping[str, Attached]) -> None:
@@ -76,7 +77,7 @@ def surroundings(attached: Collection[str] = (), *, v1: bool, as_step: bool) -> 
     """Those of a destination in the layout of v1 or before, which is a step of a root or stands alone.
 
     Args:
-      attached: names of other items. Beside one that it calls ``default`` a CheckpointManager sees none but its metrics.
+      attached: names of other items. Beside one called ``default`` a CheckpointManager sees none but its metrics.
     """
     found = (V1_STEP if as_step else V1) if v1 else (STEP if as_step else ALONE)
     if found is ALONE or (found.item not in attached and (v1 or set(attached) <= {"metrics"})):
