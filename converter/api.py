@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 from converter import __version__
 from converter.dialects import readings, unreadable
 from converter.dialects.dialect import Dialect, Framework
-from converter.errors import UnsupportedCheckpoint, UsageError, VerificationFailed
+from converter.errors import UnreadableCheckpoint, UnsupportedCheckpoint, UsageError, VerificationFailed
 from converter.formats import (
     FORMAT_TITLES,
     FORMATS,
@@ -64,6 +65,8 @@ Verify = bool | Literal["full"]
 
 SHOWN_OBJECTIONS = 40
 
+Stamps = tuple[tuple[int, ...] | None, ...]
+
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
@@ -76,6 +79,7 @@ class Conversion:
       plan: what will be done; its ``problems`` say what refuses it.
       tree: what the plan makes; empty where it has problems.
       writing: what the user wants of the destination.
+      stamps: what tells that the files of the source are still those that were opened; see ``_stamps``.
     """
 
     source: Checkpoint
@@ -84,6 +88,7 @@ class Conversion:
     plan: Plan
     tree: Tree
     writing: Writing = PLAIN
+    stamps: Stamps = ()
 
     def run(
         self,
@@ -96,7 +101,10 @@ class Conversion:
     ) -> Report:
         """Executes the plan; see ``convert`` for the arguments and errors."""
         budget = read_size(memory_budget)
-        check_destination(self.source.path, destination, force)
+        if verify == "full":
+            _require_reader(self.format.name)
+        for path in (self.source.path, *self.source.files):
+            check_destination(path, destination, force)
         self.plan.check()
         with room(_existing(destination), budget):
             self.plan.check_values()
@@ -105,6 +113,7 @@ class Conversion:
         def check(temporary: FilePath, written: Written) -> None:
             nonlocal report
             report = replace(report, written=written)
+            self._require_the_same_source()
             if verify:
                 found = self.format.open(temporary)
                 report = _verified(
@@ -113,6 +122,7 @@ class Conversion:
                 if not report.ok:
                     advice = "Nothing was kept. --no-verify writes the result all the same."
                     raise VerificationFailed(report.text(), report, advice)
+                self._require_the_same_source()
 
         write_atomically(
             self.tree,
@@ -125,6 +135,36 @@ class Conversion:
             budget=budget,
         )
         return report
+
+    def _require_the_same_source(self) -> None:
+        if _stamps(self.source) != self.stamps:
+            raise UnreadableCheckpoint(
+                f"{self.source.location} was replaced or written to while it was converted",
+                "Wait until the program that writes it is done, and start again.",
+            )
+
+
+def _stamps(source: Checkpoint) -> Stamps:
+    """Which files have these names, and when they were last written to; None for directories.
+
+    What Orbax has written is never written to again, and its files are named by their content or at random. Files of a
+    single name are saved over, and copies open them by name.
+    """
+
+    def stamp(file: FilePath) -> tuple[int, ...] | None:
+        try:
+            found = os.stat(file)
+        except OSError:
+            return ()
+        return None if stat.S_ISDIR(found.st_mode) else (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+    return tuple(stamp(file) for file in (source.location, *source.files))
+
+
+def _require_reader(format: str) -> None:
+    from converter.verification.libraries import require_reader
+
+    require_reader(format)
 
 
 def _existing(destination: FilePath) -> FilePath:
@@ -143,6 +183,7 @@ def prepare(
     """Opens a checkpoint and plans its conversion; see ``plan`` for the errors."""
     format = FORMATS[to_format]
     source = open_source(FilePath(src), step=options.get("step"), item=options.get("item"))
+    stamps = _stamps(source)
     job = make_job(to, options, to_format=to_format)
     made = make_plan(source.tree, job.request)
     notes = _left_beside(source, takes_along(to_format, as_step=writing.as_step))
@@ -152,7 +193,7 @@ def prepare(
         _require_storable(made, tree, format)
         made = replace(made, strategies=format.strategies(tree, writing))
     writing = replace(writing, metadata=_metadata(source, made, job), attached=source.attached)
-    return Conversion(source, format, job, made, tree, writing)
+    return Conversion(source, format, job, made, tree, writing, stamps)
 
 
 def _left_beside(source: Checkpoint, goes_along: bool) -> Iterator[str]:
@@ -243,13 +284,13 @@ def convert(
       src: any checkpoint that ``inspect`` reads; it is never written to.
       dst: the new checkpoint.
       to: the framework to convert to.
-      to_format: ``orbax``, ``orbax-v1`` (as ``orbax.checkpoint.v1.save`` lays it out) or ``msgpack``; by default what
-        the suffix of ``dst`` stands for.
+      to_format: ``orbax``, ``orbax-v1`` (as ``orbax.checkpoint.v1.save`` lays it out), ``msgpack`` or ``safetensors``;
+        by default what the suffix of ``dst`` stands for.
       as_step: make it this step of ``dst``, which may hold others: ``CheckpointManager(dst)`` of Orbax finds it, in
         msgpack ``flax.training.checkpoints``. What the source holds beside the tree (JSON items) is copied along.
       force: replace an existing ``dst``.
       verify: read the result again and compare it bit for bit; with two models and inputs, compare outputs too.
-        ``"full"`` reads it with Orbax's or Flax's own reader, which takes the whole checkpoint into memory.
+        ``"full"`` reads it with Orbax, Flax or safetensors itself, which takes the whole checkpoint into memory.
       copy: share no bytes with ``src``. Without it an Orbax destination names the bytes of an Orbax source through hard
         links, where the file system has them: Orbax never changes such files.
       compress: compress arrays of an Orbax destination as Orbax does, except those that stay as they are in an Orbax
@@ -291,6 +332,8 @@ def verify(
     """
     source = open_source(FilePath(src), step=options.get("step"), item=options.get("item"))
     destination = open_checkpoint(FilePath(dst))
+    if full:
+        _require_reader(destination.format)
     target = _opposite(source, destination)
     job = make_job(target.framework, options, to_format=destination.format, target=target)
     # Whichever random state the destination holds, the source has nothing to say about it.

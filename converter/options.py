@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from converter import user_code
 from converter.dialects.dialect import Dialect, Framework
 from converter.errors import ModelError, UsageError
+from converter.formats import ORBAX_LAYOUTS
 from converter.planning.request import LinenStyle, NnxBundle, NnxStyle, Request
 from converter.tree import LeafKind, LeafSpec, PathGlob, parse_array_spec
 
@@ -27,7 +28,7 @@ class Options(TypedDict, total=False):
     Keys:
       step, item: which step or item of the source.
       linen_style: ``variables``, ``params`` or ``train-state``; by default a train state if there is training state.
-      nnx_style: ``state`` (leaves end in ``value``, the default) or ``pure``.
+      nnx_style: ``state`` (leaves end in ``value``, the default in Orbax) or ``pure`` (the default elsewhere).
       nnx_bundle: ``dict`` ({"model", "optimizer"}, the default), ``tuple`` (as ``nnx.split((model, optimizer))``), or
         ``model-and-optimizer`` (as ``nnx.ModelAndOptimizer``).
       params_only: leave everything but the parameters behind.
@@ -85,7 +86,8 @@ def make_job(to: Framework, options: Options, *, to_format: str, target: Dialect
     """Evaluates everything that the options name.
 
     Args:
-      to_format: the format of the destination; msgpack holds no typed PRNG keys, so no random state is filled in there.
+      to_format: the format of the destination; only Orbax holds typed PRNG keys, so elsewhere no random state is filled
+        in.
       target: the layout of an existing destination; by default it follows from the options.
 
     Raises:
@@ -98,7 +100,7 @@ def make_job(to: Framework, options: Options, *, to_format: str, target: Dialect
     linen_model = read_linen_model(options.get("linen_model"), inputs, linen_kwargs)
     template = _read_template(options.get("like"), to)
     rules = options.get("rules")
-    nnx_style = options.get("nnx_style") or ("pure" if to_format == "msgpack" else "state")
+    nnx_style = options.get("nnx_style") or ("state" if to_format in ORBAX_LAYOUTS else "pure")
     request = Request(
         to=to,
         linen_style=options.get("linen_style"),
@@ -115,7 +117,7 @@ def make_job(to: Framework, options: Options, *, to_format: str, target: Dialect
         rules=None if rules is None else _read_rules(rules),
         allow_lossy=options.get("allow_lossy", False),
         optimizer=_read_optimizer(options.get("optimizer")),
-        fill_random_state=to_format != "msgpack",
+        fill_random_state=to_format in ORBAX_LAYOUTS,
         target=target or _template_layout(template, options),
     )
     return Job(request, inputs, linen_kwargs, nnx_kwargs)

@@ -76,7 +76,7 @@ LINEN_STYLE = _choice(
 NNX_STYLE = _choice(
     "--nnx-style",
     ("state", "pure"),
-    "nnx.State (paths end in 'value') or pure dict (default: state, in msgpack pure).",
+    "nnx.State (paths end in 'value') or pure dict (default: state in Orbax, else pure).",
 )
 NNX_BUNDLE = _choice(
     "--nnx-bundle",
@@ -85,8 +85,8 @@ NNX_BUNDLE = _choice(
 )
 TO_FORMAT = _choice(
     "--to-format",
-    ("orbax", "orbax-v1", "msgpack"),
-    "Format of DST (default: msgpack for *.msgpack, else orbax); orbax-v1 is what Orbax's v1 API saves.",
+    ("orbax", "orbax-v1", "msgpack", "safetensors"),
+    "Format of DST (default: what *.msgpack or *.safetensors says, else orbax). orbax-v1 is what Orbax's v1 API saves.",
 )
 AS_STEP = click.Option(
     ["--as-step"],
@@ -112,12 +112,12 @@ MEMORY_BUDGET = _value(
 VERIFY = _choice(
     "--verify",
     ("quick", "full"),
-    "How to read DST again: cheaply, or in full with Orbax's or Flax's own reader (all in memory).",
+    "How to read DST again: cheaply, or in full with the format's own library (all in memory).",
     default="quick",
     show_default=True,
 )
 NO_VERIFY = _flag("--no-verify", text="Do not read the result again to compare it.")
-FULL = _flag("--full", text="Read DST with Orbax's or Flax's own reader (all in memory).")
+FULL = _flag("--full", text="Read DST with the format's own library (all in memory).")
 
 JSON = _flag("as_json", "--json", text="Print the result as JSON on standard output.")
 QUIET = _flag("-q", "--quiet", text="Print nothing but errors.")

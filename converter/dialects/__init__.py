@@ -12,7 +12,7 @@ import re
 from converter.dialects.dialect import Dialect
 from converter.dialects.linen import BOXED_NAMES, LinenParams, LinenVariables, boxed_paths
 from converter.dialects.nnx import MODULE_MARK, VALUE, NnxLayout
-from converter.dialects.opt_state import MIRROR_FIELDS, OPT_STATE, STEP
+from converter.dialects.opt_state import MIRROR_FIELDS, OPT_STATE, STEP, split_mirror
 from converter.dialects.rng import random_state_paths
 from converter.dialects.train_state import LinenTrainState
 from converter.training_state import COLLECTIONS, PARAMS
@@ -122,10 +122,25 @@ def _linen(tree: Tree, leaves: list[Path]) -> Dialect:
         boxed = frozenset(box[skip:] for box in boxes if box[0] == PARAMS)
         beside = frozenset(fields & set(COLLECTIONS) - {PARAMS}) if nested else frozenset[str]()
         return LinenTrainState(nested, boxed, beside=beside)
+    if _is_big_vision(tree, leaves):
+        return LinenTrainState(optimizer=BIG_VISION_OPTIMIZER)
     deep = all(len(path) > 1 for path in leaves)
     if deep and (PARAMS in fields or fields <= set(COLLECTIONS)):
         return LinenVariables(frozenset(box[1:] for box in boxes))
     return LinenParams(boxes)
+
+
+BIG_VISION_OPTIMIZER = "opt"
+"""What big_vision's training loops call the optimizer's state, beside ``params``; they count no steps of their own."""
+
+
+def _is_big_vision(tree: Tree, leaves: list[Path]) -> bool:
+    """Whether beside the parameters there is an optimizer's state of that name, which mirrors at least one of them."""
+    if not {PARAMS, BIG_VISION_OPTIMIZER} <= set(tree.children()):
+        return False
+    parameters = {path[1:] for path in leaves if path[0] == PARAMS}
+    inside = (path for path in leaves if path[0] == BIG_VISION_OPTIMIZER)
+    return any(len(split_mirror(path, parameters)[1]) > 1 for path in inside)
 
 
 def _is_optimizer(tree: Tree, prefix: Path) -> bool:

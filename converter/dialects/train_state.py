@@ -23,12 +23,14 @@ class LinenTrainState:
       boxed: paths of variables that are written with the ``value`` of a box.
       collections: fields that are collections of the model beyond the well-known ones.
       beside: well-known collections that stand beside ``params`` although it is a whole variables dict.
+      optimizer: the field of the optimizer's state.
     """
 
     nested: bool = False
     boxed: frozenset[Path] = frozenset()
     collections: frozenset[str] = frozenset()
     beside: frozenset[str] = frozenset()
+    optimizer: str = OPT_STATE
     framework: ClassVar[Framework] = "linen"
     title: ClassVar[str] = "Linen TrainState"
 
@@ -78,7 +80,7 @@ class LinenTrainState:
         if path == (STEP,):
             return Slot(Part.STEP)
         prefix, tail = split_mirror(path, variables, mixed)
-        part = Part.OPT_STATE if path[0] == OPT_STATE else Part.EXTRA
+        part = Part.OPT_STATE if path[0] == self.optimizer else Part.EXTRA
         if part is Part.OPT_STATE:
             prefix = prefix[1:]
         if not tail:
@@ -97,7 +99,7 @@ class LinenTrainState:
             case Part.VARIABLES:
                 return (slot.collection, *inner)
             case Part.OPT_STATE:
-                return (OPT_STATE, *as_positions(slot.prefix), *inner)
+                return (self.optimizer, *as_positions(slot.prefix), *inner)
             case Part.STEP:
                 return (STEP,)
             case Part.EXTRA:

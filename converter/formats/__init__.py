@@ -3,34 +3,53 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path as FilePath
 
 from converter.errors import DestinationError, UnreadableCheckpoint, UsageError
-from converter.formats.checkpoint import Checkpoint, Format
+from converter.formats.checkpoint import Checkpoint, Format, Source
 from converter.formats.msgpack import MsgpackFormat
+from converter.formats.npz import NpzFormat
 from converter.formats.orbax import OrbaxFormat
+from converter.formats.safetensors import SafetensorsFormat
 
-_ORBAX = OrbaxFormat()
-
-SOURCES: dict[str, Format] = {
-    "orbax": _ORBAX,
-    "msgpack": MsgpackFormat(),
-}
-"""What is read."""
+_ORBAX, _MSGPACK = OrbaxFormat(), MsgpackFormat()
 
 FORMATS: dict[str, Format] = {
-    **SOURCES,
+    "orbax": _ORBAX,
     "orbax-v1": OrbaxFormat(v1=True),
+    "msgpack": _MSGPACK,
+    "safetensors": SafetensorsFormat(),
 }
 """What is written."""
 
-FORMAT_TITLES: dict[str, str] = {"orbax": "an Orbax checkpoint", "msgpack": "a msgpack file"}
+ORBAX_LAYOUTS = frozenset({"orbax", "orbax-v1"})
 
-SUFFIXES: dict[str, str] = {".msgpack": "msgpack"}
+SOURCES: dict[str, Source] = {
+    "orbax": _ORBAX,
+    "msgpack": _MSGPACK,
+    "safetensors": FORMATS["safetensors"],
+    "npz": NpzFormat(),
+}
+"""What is read, in the order in which a path is tried."""
+
+FORMAT_TITLES: dict[str, str] = {
+    "orbax": "an Orbax checkpoint",
+    "msgpack": "a msgpack file",
+    "safetensors": "a safetensors file",
+}
+
+SUFFIXES: dict[str, str] = {".msgpack": "msgpack", ".safetensors": "safetensors", ".npz": "npz"}
 """Destinations with such a name get that format; all others become Orbax directories."""
 
 STEP_NAMES: dict[str, str] = {"orbax": "{}", "orbax-v1": "{}", "msgpack": "checkpoint_{}"}
 """How one of several steps is called: by Orbax's CheckpointManager, and by ``flax.training.checkpoints``."""
+
+_STEPS: dict[str, Callable[[FilePath], list[tuple[int, str]]]] = {
+    "orbax": _ORBAX.step_names,
+    "msgpack": _MSGPACK.step_names,
+}
+"""What tells the steps of a directory and how they are called there."""
 
 
 def open_checkpoint(path: FilePath, *, step: int | None = None, item: str | None = None) -> Checkpoint:
@@ -74,10 +93,15 @@ def list_items(path: FilePath, step: int | None = None) -> tuple[str, ...]:
 
 def takes_along(format: str, *, as_step: bool) -> bool:
     """Whether a destination has a place for what stands beside the tree."""
-    return format == "orbax-v1" or (format == "orbax" and as_step)
+    return format == "orbax-v1" or (format in ORBAX_LAYOUTS and as_step)
 
 
 def _advice(path: FilePath) -> str:
+    from converter.formats.foreign import recognised
+
+    foreign = recognised(path)
+    if foreign is not None:
+        return foreign.advice
     inside = [entry for entry in sorted(path.iterdir()) if _is_checkpoint(entry)] if path.is_dir() else []
     return f"Name the checkpoint itself: {inside[0]}" if inside else "Name a checkpoint."
 
@@ -86,7 +110,10 @@ def _is_checkpoint(path: FilePath) -> bool:
     return os.access(path, os.R_OK) and any(format.sniff(path) for format in SOURCES.values())
 
 
-_EXPECTED = "an Orbax directory (with _METADATA, or with steps or items) or a msgpack file of flax.serialization"
+_EXPECTED = (
+    "an Orbax directory (with _METADATA, or with steps or items), a msgpack file of flax.serialization, "
+    "a safetensors file or its index, or an npz file"
+)
 
 
 def _nearby(path: FilePath) -> str:
@@ -102,6 +129,11 @@ def _found(path: FilePath) -> str:
         names = sorted(entry.name for entry in path.iterdir())
         listed = ", ".join(names[:6]) + (" …" if len(names) > 6 else "")
         return f"a directory with {listed}" if names else "an empty directory"
+    from converter.formats.foreign import recognised
+
+    foreign = recognised(path)
+    if foreign is not None:
+        return foreign.title
     with path.open("rb") as file:
         return f"a file that begins with {file.read(8).hex(' ')}"
 
@@ -110,13 +142,14 @@ def destination_format(destination: FilePath, name: str | None = None) -> str:
     """The name of the format asked for, or of the one that the destination's suffix stands for.
 
     Raises:
-      UsageError: no such format.
+      UsageError: no such format, or one that is only read.
     """
-    if name is None:
-        return SUFFIXES.get(destination.suffix, "orbax")
-    if name not in FORMATS:
-        raise UsageError(f"no format {name!r}", f"Choose one of {', '.join(FORMATS)}.")
-    return name
+    chosen = SUFFIXES.get(destination.suffix, "orbax") if name is None else name
+    if chosen in FORMATS:
+        return chosen
+    problem = f"{chosen} files are read, not written" if chosen in SOURCES else f"no format {chosen!r}"
+    where = f"{destination}: " if name is None else ""
+    raise UsageError(f"{where}{problem}", f"Choose one of {', '.join(FORMATS)} with --to-format.")
 
 
 def step_destination(root: FilePath, format: str, step: int) -> FilePath:
@@ -127,7 +160,8 @@ def step_destination(root: FilePath, format: str, step: int) -> FilePath:
       DestinationError: ``root`` is a checkpoint itself, or calls its steps otherwise.
     """
     if format not in STEP_NAMES:
-        raise UsageError(f"{FORMAT_TITLES[format]} is no step of others", "Leave out --as-step.")
+        names = ", ".join(STEP_NAMES)
+        raise UsageError(f"{FORMAT_TITLES[format]} is no step of others", f"Leave out --as-step, or choose {names}.")
     if step < 0:
         raise UsageError(f"cannot write step {step}: steps are counted from 0", "Choose another number.")
     if root.is_dir():
@@ -136,10 +170,10 @@ def step_destination(root: FilePath, format: str, step: int) -> FilePath:
 
 
 def _refuse_as_root(root: FilePath, format: str) -> None:
-    source = next((each for each in SOURCES.values() if each.sniff(root)), None)
-    if source is None:
+    kind = next((name for name, each in SOURCES.items() if each.sniff(root)), None)
+    if kind is None:
         return
-    names = source.step_names(root)
+    names = _STEPS[kind](root) if kind in _STEPS else []
     own = STEP_NAMES[format]
     if not names:
         raise DestinationError(f"{root} is a checkpoint itself, not a directory of steps", "Choose another directory.")

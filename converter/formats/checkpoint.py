@@ -6,7 +6,7 @@ import contextlib
 import enum
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any, Protocol
@@ -52,6 +52,7 @@ class Checkpoint:
       facts: what else the file tells, for people (``{"layout": "OCDBT, zarr2", …}``).
       metadata: what its writer noted of it (JSON values), where the format has a place for that.
       attached: the items of the chosen step that are no trees of arrays.
+      files: other files that belong to it, which neither ``path`` is nor lie below it.
     """
 
     path: FilePath
@@ -65,6 +66,7 @@ class Checkpoint:
     facts: Mapping[str, str] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
     attached: Mapping[str, Attached] = field(default_factory=dict)
+    files: tuple[FilePath, ...] = ()
 
 
 class Strategy(enum.Enum):
@@ -122,8 +124,8 @@ class Written:
         return {name: getattr(self, name) for name in ("linked", "copied", "streamed", "unused")}
 
 
-class Format(Protocol):
-    """A container on disk: knows bytes, knows nothing of Linen or NNX."""
+class Source(Protocol):
+    """A container on disk that can be read: knows bytes, knows nothing of Linen or NNX."""
 
     name: str
 
@@ -139,8 +141,9 @@ class Format(Protocol):
           UsageError: no such step or item, or several items and none chosen.
         """
 
-    def step_names(self, path: FilePath) -> Sequence[tuple[int, str]]:
-        """The steps of a directory and what they are called in it; none where it is one checkpoint itself."""
+
+class Format(Source, Protocol):
+    """A container that can be written too."""
 
     def objections(self, tree: Tree) -> Mapping[Path, str]:
         """Why the format cannot hold some leaves, by their path; found without reading arrays."""

@@ -132,10 +132,10 @@ def _exactly(reader: Any, size: int) -> bytes:
 
 def _unsharded(grid: Grid) -> Grid:
     """The parts of sharded chunks as chunks of their own. The index stands behind them, with a crc32c (zarr 3)."""
-    import numpy as np
-
     if not grid.encoding.sharded:
         return grid
+    import numpy as np
+
     counts = [axis.chunk // axis.inner for axis in grid.axes]
     number = math.prod(counts)
     chunks: dict[Index, Chunk] = {}

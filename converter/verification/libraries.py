@@ -1,22 +1,36 @@
-"""Reading a checkpoint with the libraries that will read it in the end: Orbax and Flax themselves."""
+"""Reading a checkpoint with the libraries that will read it in the end: Orbax, Flax, safetensors and NumPy."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import importlib.util
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
 
-from converter.errors import UnreadableCheckpoint
+from converter.errors import UnreadableCheckpoint, UsageError
 from converter.formats.checkpoint import Progress
 from converter.planning.plan import Step
-from converter.tree import LeafKind, Path, format_path
+from converter.tree import LeafKind, Path, format_path, numpy_dtype
 from converter.verification.structure import Difference
 from converter.verification.values import Proof, ValuesResult, value_difference
 
 if TYPE_CHECKING:
     pass
 
-READERS = {"orbax": "Orbax", "msgpack": "Flax"}
+READERS = {"orbax": "Orbax", "msgpack": "Flax", "safetensors": "safetensors", "npz": "NumPy"}
+
+
+def require_reader(format: str) -> None:
+    """Refuses a full verification whose library is missing, before anything is done.
+
+    Raises:
+      UsageError
+    """
+    if format == "safetensors" and importlib.util.find_spec("safetensors") is None:
+        raise UsageError(
+            "a full verification reads safetensors files with the library of that name, which is not installed",
+            "Install it (pip install 'flax-convert[safetensors]'), or verify without it.",
+        )
 
 
 def compare_with_library(steps: Iterable[Step], destination: FilePath, format: str, progress: Progress) -> ValuesResult:
@@ -29,7 +43,7 @@ def compare_with_library(steps: Iterable[Step], destination: FilePath, format: s
       UnreadableCheckpoint: the library cannot read it.
     """
     try:
-        tree = _read_orbax(destination) if format == "orbax" else _read_msgpack(destination)
+        tree = _READ[format](destination)
     except Exception as error:
         raise UnreadableCheckpoint(f"{READERS[format]} cannot read {destination}: {error}") from error
     leaves = nbytes = 0
@@ -101,3 +115,62 @@ def _read_msgpack(file: FilePath) -> Any:
     from flax import serialization
 
     return serialization.msgpack_restore(file.read_bytes())
+
+
+def _read_safetensors(file: FilePath) -> Any:
+    """All files of the checkpoint. The library's NumPy and JAX readers know no float8, so that it only parses them."""
+    import numpy as np
+    import safetensors
+
+    from converter.formats.safetensors.files import find_files
+    from converter.formats.safetensors.header import DTYPES
+    from converter.formats.safetensors.names import read_naming
+
+    library: Any = safetensors  # of which releases disagree about types
+    parts: list[tuple[Mapping[str, str], dict[str, Any]]] = []
+    for each in find_files(file).headers:
+        with library.safe_open(each, "np") as opened:
+            metadata = dict(opened.metadata() or {})
+        arrays = {
+            name: np.frombuffer(held["data"], numpy_dtype(DTYPES[held["dtype"]])).reshape(held["shape"])
+            for name, held in library.deserialize(each.read_bytes())
+        }
+        parts.append((metadata, arrays))
+    names = [name for _, arrays in parts for name in arrays]
+    namings = [(read_naming(metadata, names), arrays) for metadata, arrays in parts]
+    return _nested((naming.path(name), array) for naming, arrays in namings for name, array in arrays.items())
+
+
+def _read_npz(file: FilePath) -> Any:
+    import ml_dtypes
+    import numpy as np
+
+    from converter.formats.flat_names import separator_of, split_name
+
+    with np.load(file) as opened:
+        arrays = {name: opened[name] for name in opened.files}
+    native = {
+        name: array.view(ml_dtypes.bfloat16) if array.dtype.kind == "V" else array.astype(array.dtype.newbyteorder("="))
+        for name, array in arrays.items()
+    }
+    separator = separator_of(native)
+    return _nested((split_name(name, separator), array) for name, array in native.items())
+
+
+def _nested(values: Iterable[tuple[Path, Any]]) -> Any:
+    """Nested dicts whose keys are texts."""
+    root: dict[str, Any] = {}
+    for path, value in values:
+        node = root
+        for key in path[:-1]:
+            node = node.setdefault(str(key), {})
+        node[str(path[-1])] = value
+    return root
+
+
+_READ: Mapping[str, Callable[[FilePath], Any]] = {
+    "orbax": _read_orbax,
+    "msgpack": _read_msgpack,
+    "safetensors": _read_safetensors,
+    "npz": _read_npz,
+}

@@ -24,7 +24,7 @@ def source_file(checkpoints: Path, tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize("kind", ["file", "directory", "checkpoint", "link", "dangling link"])
-@pytest.mark.parametrize("name", ["out", "out.msgpack"])
+@pytest.mark.parametrize("name", ["out", "out.msgpack", "out.safetensors"])
 def test_an_existing_destination(kind: str, name: str, source: str, refuses: Any, cli: Any, tmp_path: Path) -> None:
     place = tmp_path / name
     match kind:
@@ -120,7 +120,7 @@ def test_a_destination_that_ends_in_dots(source: str, refuses: Any, cli: Any, co
     assert (result.code, contents()) == (4, before)
 
 
-@pytest.mark.parametrize("name", ["out", "out.msgpack"])
+@pytest.mark.parametrize("name", ["out", "out.msgpack", "out.safetensors"])
 def test_a_destination_below_a_file(name: str, source: str, refuses: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     for destination in f"file/{name}", f"file/new/{name}":
@@ -164,7 +164,10 @@ runpy.run_module("converter", run_name="__main__", alter_sys=True)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs setrlimit")
-@pytest.mark.parametrize(("name", "limit"), [("out.msgpack", 100), ("new/out.msgpack", 600_000), ("new/out", 600_000)])
+@pytest.mark.parametrize(
+    ("name", "limit"),
+    [("out.msgpack", 100), ("out.safetensors", 100), ("new/out.msgpack", 600_000), ("new/out", 600_000)],
+)
 def test_a_full_disk(
     name: str, limit: int, large: Path, environment: dict[str, str], contents: Any, untouched: Any, tmp_path: Path
 ) -> None:

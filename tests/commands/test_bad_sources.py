@@ -65,7 +65,7 @@ NO_CHECKPOINTS: tuple[tuple[Callable[[Path], None], str], ...] = (
     (random_bytes, "is no checkpoint"),
     (text, "is no checkpoint"),
     (json_file, "is no checkpoint"),
-    (archive, "is no checkpoint"),
+    (archive, "arr_0.npy"),
     (pickled, "is no checkpoint"),
     (other_files, "config.yaml"),
 )

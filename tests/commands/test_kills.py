@@ -62,12 +62,18 @@ POINTS: Mapping[str, list[tuple[str, str, int]]] = {
     ],
     "msgpack": [
         ("converter.formats.msgpack.writer._nested", "before", 1),
-        ("converter.formats.msgpack.writer.leaf_pieces", "before", 3),
-        ("converter.formats.msgpack.writer.copy_range", "after", 1),
+        ("converter.formats.one_file.leaf_pieces", "before", 3),
+        ("converter.formats.sharing.copy_range", "after", 1),
         ("os.fsync", "before", 1),
         ("os.fsync", "after", 1),
         ("converter.api._verified", "after", 1),
         ("converter.run._publish", "before", 1),
+        ("converter.run._publish", "after", 1),
+    ],
+    "safetensors": [
+        ("converter.formats.safetensors.writer.name_leaves", "before", 1),
+        ("converter.formats.one_file.leaf_pieces", "before", 2),
+        ("converter.formats.sharing.copy_range", "after", 1),
         ("converter.run._publish", "after", 1),
     ],
 }
@@ -107,7 +113,7 @@ def test_killed(
 ) -> None:
     kernels = {f"Dense_{number}": {"kernel": np.full((20 << number, 50), number, np.float32)} for number in range(6)}
     FORMATS["orbax"].write(tree_of({"params": kernels}), tmp_path / "source", lambda *_: None)
-    name = "out" if format == "orbax" else "out.msgpack"
+    name = "out" if format == "orbax" else f"out.{format}"
     if force:
         (tmp_path / name).mkdir()
         (tmp_path / name / "mine").write_text("mine")

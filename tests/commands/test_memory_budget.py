@@ -56,6 +56,16 @@ def orbax(place: Path, params: dict[str, Any]) -> None:
     FORMATS["orbax"].write(tree_of({"params": params}), place, lambda *_: None, writing=Writing(compress=True))
 
 
+def safetensors(place: Path, params: dict[str, Any]) -> None:
+    FORMATS["safetensors"].write(tree_of({"params": params}), place, lambda *_: None)
+
+
+def compressed_npz(place: Path, params: dict[str, Any]) -> None:
+    arrays = {f"params/{name}/{key}": array for name, leaf in params.items() for key, array in leaf.items()}
+    np.savez_compressed(place, **arrays)
+    place.with_suffix(".npz").rename(place)
+
+
 TINY, HUGE = 64, 8192
 """How many times 8,192 elements a leaf has."""
 
@@ -102,6 +112,11 @@ CASES: Mapping[str, Case] = {
     "split msgpack to Orbax": Case(split_msgpack, "out"),
     "Orbax to msgpack": Case(orbax, "out.msgpack"),
     "Orbax to msgpack, not verified": Case(orbax, "out.msgpack", options=("--no-verify",)),
+    "safetensors to Orbax": Case(safetensors, "out"),
+    "safetensors to safetensors": Case(safetensors, "out.safetensors"),
+    "Orbax to safetensors": Case(orbax, "out.safetensors"),
+    "heads first, safetensors to safetensors": Case(safetensors, "out.safetensors", HEADS),
+    "compressed npz to safetensors": Case(compressed_npz, "out.safetensors"),
     "int4": Case(orbax, "out.msgpack", dtype="int4", shape=lambda n: (4 * n, 8192)),
     "heads first, Orbax to msgpack": Case(orbax, "out.msgpack", HEADS),
     "heads first, msgpack to Orbax": Case(msgpack, "out", HEADS),

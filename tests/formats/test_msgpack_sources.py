@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from converter import scratch
 from converter.errors import UnreadableCheckpoint
-from converter.formats import FORMATS
+from converter.formats import FORMATS, one_file
 from converter.formats.checkpoint import PLAIN, Strategy, Writing
 from converter.formats.msgpack import writer
 from converter.tree import Tree
@@ -39,7 +39,7 @@ def limits(split: int, copy: int = 1 << 16) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(flax.serialization, "MAX_CHUNK_SIZE", split)
         patch.setattr(writer, "MAX_CHUNK_SIZE", split)
-        patch.setattr(writer, "LEAST_COPY", copy)
+        patch.setattr(one_file, "LEAST_COPY", copy)
         yield
 
 

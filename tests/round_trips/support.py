@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
+import safetensors
+import safetensors.numpy
 from flax import serialization
 
 import converter
@@ -86,17 +89,46 @@ def _unwrapped(path: str, leaves: Leaves) -> str:
 
 
 def read(path: Path) -> Leaves:
-    """The leaves of a checkpoint and its empty containers, as Orbax or flax.serialization reads them."""
+    """The leaves of a checkpoint and its empty containers, as the library of its format reads them."""
     return flat(describe(restored(path)))
 
 
 def restored(path: Path) -> Any:
     """The checkpoint as nested dicts and lists."""
     if path.is_file():
-        return serialization.msgpack_restore(path.read_bytes())
+        data = path.read_bytes()
+        return nested_safetensors(path) if data[8:9] == b"{" else serialization.msgpack_restore(data)
     with ocp.PyTreeCheckpointer() as checkpointer:
         metadata = checkpointer.metadata(path).item_metadata.tree
         return checkpointer.restore(path, restore_args=jax.tree.map(_on_this_machine, metadata))
+
+
+FLOAT8 = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2}
+"""The library's readers of NumPy and JAX arrays know no float8, only what lies beneath them does."""
+
+
+def nested_safetensors(path: Path) -> Any:
+    """Nested dicts of what the library finds under names with dots; Python numbers and empty containers are in the
+    metadata."""
+    with safetensors.safe_open(path, "np") as opened:
+        told = json.loads(opened.metadata()["flax_convert.tree"])
+    assert told["separator"] == "."
+    assert "paths" not in told
+    found: dict[str, Any] = {name: {} for names in told.get("empty", {}).values() for name in names}
+    for name, held in safetensors.deserialize(path.read_bytes()):
+        dtype = FLOAT8.get(held["dtype"]) or {**safetensors.numpy._TYPES, "BF16": ml_dtypes.bfloat16}[held["dtype"]]
+        value: Any = np.frombuffer(held["data"], dtype).reshape(held["shape"])
+        if (kind := told.get("kinds", {}).get(name)) is not None:
+            value = value[()] if kind == "numpy" else value.item()
+        found[name] = value
+    root: dict[str, Any] = {}
+    for name, value in found.items():
+        *above, last = name.split(".")
+        node = root
+        for key in above:
+            node = node.setdefault(key, {})
+        node[last] = value
+    return root
 
 
 def _on_this_machine(metadata: Any) -> ocp.RestoreArgs:

@@ -25,9 +25,9 @@ ALL_CARDS = {path.parent.name: json.loads(path.read_text()) for path in sorted(m
 CARDS = {name: card for name, card in ALL_CARDS.items() if card["model"] not in UNLIKE}
 """Those whose variables are the same on both sides; test_rules.py has the others."""
 
-FORMATS = ("orbax", "msgpack")
-SUFFIX = {"orbax": "/value", "msgpack": ""}
-"""What the paths of NNX end in: an ``nnx.State`` is written to Orbax by default, and a pure dict to msgpack."""
+FORMATS = ("orbax", "msgpack", "safetensors")
+SUFFIX = {"orbax": "/value", "msgpack": "", "safetensors": ""}
+"""What the paths of NNX end in: an ``nnx.State`` is written to Orbax by default, and a pure dict to all others."""
 
 # What a user has to say, and what is refused -------------------------------------------------------------------------
 
@@ -39,7 +39,7 @@ ITEMS = {
 
 WITHOUT_MODEL = {"linen_keys_standard": "its keys are in no model"}
 
-PARAMS_ONLY = ("linen_params_standard", "linen_params_msgpack")
+PARAMS_ONLY = ("linen_params_standard", "linen_params_msgpack", "linen_params_safetensors", "linen_params_npz")
 """Parameters alone of a model that has batch statistics: it needs --params-only to be given that model."""
 
 QUANTIZED = ("bool", "float8_e4m3fn", "float8_e5m2", "int4", "int8", "uint32")
@@ -55,12 +55,19 @@ COLLECTIONS_OF: dict[str, dict[str, str]] = {
 """``--collection`` where NNX variables go back to Linen and neither their names nor a registered type tell theirs."""
 
 NO_KEYS = "key: key<threefry2x32>[] is a typed PRNG key, for which msgpack has no form"
+NO_KEYS_EITHER = NO_KEYS.replace("msgpack", "safetensors")
+NO_TEXT = "extras/text: str is text, and safetensors holds arrays only"
 
 REFUSED: dict[tuple[str, str], tuple[type[ConverterError], str]] = {
     ("linen_train_state_composite:opt_state", "orbax"): (UnsupportedCheckpoint, "an optax state saved alone"),
     ("linen_train_state_composite:opt_state", "msgpack"): (UnsupportedCheckpoint, "an optax state saved alone"),
+    ("linen_train_state_composite:opt_state", "safetensors"): (UnsupportedCheckpoint, "an optax state saved alone"),
     ("linen_keys_standard", "msgpack"): (UnsupportedCheckpoint, NO_KEYS),
     ("linen_train_state_extended_standard", "msgpack"): (UnsupportedCheckpoint, NO_KEYS),
+    ("linen_keys_standard", "safetensors"): (UnsupportedCheckpoint, NO_KEYS_EITHER),
+    ("linen_train_state_extended_standard", "safetensors"): (UnsupportedCheckpoint, NO_KEYS_EITHER),
+    ("linen_dtypes_pytree", "safetensors"): (UnsupportedCheckpoint, NO_TEXT),
+    ("linen_dtypes_msgpack", "safetensors"): (UnsupportedCheckpoint, NO_TEXT),
 }
 """Case and format → the error and words of it."""
 
@@ -217,7 +224,7 @@ def back_in_linen(case: Case) -> Leaves:
 
 
 def back_in_nnx(case: Case, format: str) -> Leaves:
-    """The leaves of an NNX case after both ways: random state is the new model's own, or absent from msgpack."""
+    """The leaves of an NNX case after both ways: random state is the new model's own, or only in Orbax."""
     _, model, optimizer = case.bundle
     leaves: Leaves = {}
     for path, leaf in support.full(case.leaves).items():

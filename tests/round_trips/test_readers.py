@@ -1,4 +1,4 @@
-"""Every kind of output, read by all of Orbax's and Flax's own readers, and run by the models it is for."""
+"""Every kind of output, read by all readers of the libraries themselves, and run by the models it is for."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import safetensors.flax
+import safetensors.numpy
 from flax import linen as nn
 from flax import nnx, serialization
 from flax.training import checkpoints
+from flax.traverse_util import unflatten_dict
 
 from converter.errors import UnsupportedCheckpoint
 from fixtures import make, trees
@@ -91,6 +94,17 @@ READERS: Mapping[str, tuple[Callable[[Path], Any], ...]] = {
     "orbax": (standard, standard_with_target, pytree, v1_load, v1_load_with_target, flax_restore_checkpoint),
     "msgpack": (msgpack_restore, from_bytes, from_bytes_with_target, flax_restore_checkpoint),
 }
+
+
+def numpy_load_file(path: Path) -> Any:
+    return unflatten_dict(safetensors.numpy.load_file(path), sep=".")
+
+
+def flax_load_file(path: Path) -> Any:
+    return unflatten_dict(safetensors.flax.load_file(path), sep=".")
+
+
+ALL_READERS = {**READERS, "safetensors": (numpy_load_file, flax_load_file)}
 
 # The outputs ---------------------------------------------------------------------------------------------------------
 
@@ -177,7 +191,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Pat
 
 def _combinations() -> Iterator[tuple[str, str, Callable[[Path], Any]]]:
     for name in OUTPUTS:
-        for format, readers in READERS.items():
+        for format, readers in ALL_READERS.items():
             if name not in ORBAX_ONLY or format == "orbax":
                 for reader in readers:
                     yield name, format, reader
@@ -190,7 +204,7 @@ def test_every_reader_reads_every_output(
     name: str, format: str, reader: Callable[[Path], Any], output: Callable[[str, str], Path]
 ) -> None:
     expected = OUTPUTS[name][3]()
-    if format == "msgpack":
+    if format != "orbax":
         expected = {path.removesuffix("/value"): leaf for path, leaf in expected.items()}
     support.assert_equal(support.flat(describe(reader(output(name, format)))), expected)
 
@@ -227,14 +241,18 @@ def test_a_state_fits_the_abstract_model(model: str, tmp_path: Path) -> None:
     module(*PAIRS[model].inputs(), train=True)  # draws dropout masks
 
 
-@pytest.mark.parametrize(("model", "format"), [("encoder", "msgpack"), ("transformer_list", "orbax")])
+@pytest.mark.parametrize(
+    ("model", "format"),
+    [("encoder", "msgpack"), ("transformer_list", "orbax"), ("transformer_list", "safetensors")],
+)
 def test_a_pure_dict_fills_a_model(model: str, format: str, tmp_path: Path) -> None:
     """``nnx.replace_by_pure_dict``, after ``nnx.restore_int_paths`` made the keys of lists numbers again."""
     source = make.CHECKPOINTS / MODELS[model] / card(MODELS[model])["checkpoint"]
     options = {"to_format": format, "nnx_style": "pure", "nnx_model": PAIRS[model].nnx()}
     report = support.convert(source, tmp_path / "pure", "nnx", **options)
-    assert ("random state is not written: the NNX model keeps its own" in report.plan.notes) == (format == "msgpack")
-    pure = nnx.restore_int_paths(support.restored(tmp_path / "pure"))
+    assert ("random state is not written: the NNX model keeps its own" in report.plan.notes) == (format != "orbax")
+    held = flax_load_file(tmp_path / "pure") if format == "safetensors" else support.restored(tmp_path / "pure")
+    pure = nnx.restore_int_paths(held)
     module = PAIRS[model].nnx()
     before = describe(nnx.state(module, nnx.RngState))
     state = nnx.state(module)
@@ -253,6 +271,8 @@ def test_a_pure_dict_fills_a_model(model: str, format: str, tmp_path: Path) -> N
         ("transformer_list", "nnx_transformer_list_standard", "msgpack"),
         ("lstm", "nnx_lstm_standard", "orbax"),
         ("decoder", "nnx_cache_standard", "orbax"),
+        ("encoder", "nnx_encoder_v1", "safetensors"),
+        ("lstm", "nnx_lstm_standard", "safetensors"),
     ],
 )
 def test_linen_variables_fit_the_model(model: str, source: str, format: str, tmp_path: Path) -> None:
@@ -263,6 +283,8 @@ def test_linen_variables_fit_the_model(model: str, source: str, format: str, tmp
     fresh = jax.eval_shape(pair.linen().init, jax.random.key(4), *pair.init_arguments())
     if format == "msgpack":
         variables = serialization.from_bytes(fresh, path.read_bytes())
+    elif format == "safetensors":
+        variables = flax_load_file(path)
     else:
         with ocp.StandardCheckpointer() as reader:
             variables = reader.restore(path, fresh)

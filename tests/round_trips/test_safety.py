@@ -21,6 +21,7 @@ from flax import linen as nn
 from flax import serialization
 
 import converter
+from converter import api
 from converter.errors import (
     ConversionRefused,
     ConverterError,
@@ -34,7 +35,7 @@ from fixtures.models import OPTIMIZERS, PAIRS
 
 from . import support
 
-FORMATS = ("orbax", "msgpack")
+FORMATS = ("orbax", "msgpack", "safetensors")
 
 SOURCES = {
     "linen_dtypes_pytree": ("nnx", {}),
@@ -71,6 +72,8 @@ def copied(name: str, directory: Path) -> Path:
 def test_the_source_is_not_needed_afterwards(name: str, format: str, tmp_path: Path) -> None:
     to, options = SOURCES[name]
     source = copied(name, tmp_path)
+    if (name, format) == ("linen_dtypes_pytree", "safetensors"):
+        options = {**options, "drop": ["**/text", "**/int4"]}
     support.convert(source, tmp_path / "converted", to, to_format=format, **options)
     before = support.read(tmp_path / "converted")
     shutil.rmtree(source) if source.is_dir() else source.unlink()
@@ -157,7 +160,10 @@ def no_large_files() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize(("format", "attempt"), [("msgpack", 1), ("orbax", 1), ("orbax", 2), ("orbax", 3)])
+@pytest.mark.parametrize(
+    ("format", "attempt"),
+    [("safetensors", 1), ("msgpack", 1), ("orbax", 1), ("orbax", 2), ("orbax", 3)],
+)
 def test_a_failing_writer_leaves_nothing(format: str, attempt: int, tmp_path: Path) -> None:
     """More than once with Orbax, several of whose threads fail: which one is noticed first is a matter of chance."""
     with no_large_files(), pytest.raises(DestinationError, match=re.escape(os.strerror(errno.EFBIG))):
@@ -195,6 +201,24 @@ def test_a_damaged_source_leaves_nothing(format: str, tmp_path: Path) -> None:
     data.write_bytes(data.read_bytes()[:-100])
     with pytest.raises(UnreadableCheckpoint):
         support.convert(source, tmp_path / "x", "linen", to_format=format)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_file_that_is_saved_again_meanwhile_is_no_source(format: str, verify: bool, tmp_path: Path) -> None:
+    source, destination = tmp_path / "source.msgpack", tmp_path / "out"
+    kernels = {"Dense_0": {"kernel": np.ones((40, 500), np.float32), "bias": np.zeros(500, np.float32)}}
+    source.write_bytes(serialization.to_bytes({"params": kernels}))
+    conversion = api.prepare(source, "nnx", to_format=format)
+
+    def save_again(nbytes: int, leaves: int) -> None:
+        other = source.with_name("other")
+        other.write_bytes(bytes(source.stat().st_size))
+        other.replace(source)
+
+    with pytest.raises(UnreadableCheckpoint, match="replaced or written to while it was converted"):
+        conversion.run(destination, verify=verify, progress=save_again)
+    assert [path.name for path in tmp_path.iterdir()] == ["source.msgpack"]
 
 
 def test_a_refusal_leaves_nothing(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ class MsgpackFormat:
 
     def strategies(self, tree: Tree, writing: Writing) -> Mapping[Path, Strategy]:
         """How each array gets there: one that lies in the source as the file holds it is copied as it is."""
-        from converter.formats.msgpack.writer import strategies
+        from converter.formats.one_file import strategies
 
         return strategies(tree)
 

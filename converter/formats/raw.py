@@ -1,0 +1,43 @@
+"""Arrays that stand in a file in one piece, as they are in memory: a grid of one chunk that is not encoded."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from converter.formats import decoding, zarr
+from converter.grid import Axis, Chunk, Encoding, Grid
+from converter.stored import Extent
+from converter.tree import Leaf, LeafKind, LeafSpec
+
+
+def raw_leaf(spec: LeafSpec, extent: Extent, *, dtype: str = "", fortran: bool = False) -> Leaf:
+    """The leaf of an array, a NumPy scalar or a Python number whose bytes are those at ``extent``.
+
+    Args:
+      dtype: NumPy's type string of the elements where it does not follow from the spec: of Python numbers, and of
+        big-endian ones.
+      fortran: the first axis runs fastest.
+    """
+    grid = functools.partial(_grid, spec, extent, dtype, fortran)
+    fetch = functools.partial(_fetch, spec, grid)
+    return Leaf(spec, fetch) if spec.kind is LeafKind.SCALAR else Leaf(spec, fetch, grid)
+
+
+def _grid(spec: LeafSpec, extent: Extent, dtype: str, fortran: bool) -> Grid:
+    axes = tuple(Axis(size, max(size, 1), size) for size in spec.shape)
+    order = tuple(range(len(axes)))
+    chunks: dict[tuple[int, ...], Chunk] = {(0,) * len(axes): extent} if spec.size else {}
+    encoding = Encoding(dtype or zarr.type_string(spec.dtype))
+    return Grid(axes, order[::-1] if fortran else order, encoding, chunks)
+
+
+def _fetch(spec: LeafSpec, grid: functools.partial[Grid]) -> Any:
+    array = decoding.read(grid())
+    match spec.kind:
+        case LeafKind.SCALAR:
+            return array.item()
+        case LeafKind.NUMPY_SCALAR:
+            return array[()]
+        case _:
+            return array

@@ -1,0 +1,87 @@
+"""The tree of a safetensors checkpoint: its leaves under their paths, none of them read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path as FilePath
+
+from converter.errors import UnreadableCheckpoint
+from converter.formats import zarr
+from converter.formats.checkpoint import Checkpoint
+from converter.formats.flat_names import SEPARATORS, tree_of_names
+from converter.formats.raw import raw_leaf
+from converter.formats.safetensors.files import Found, find_files
+from converter.formats.safetensors.header import Header, Stored
+from converter.formats.safetensors.names import TREE_KEY, Naming, read_naming
+from converter.stored import Extent
+from converter.tree import Leaf, LeafKind, LeafSpec, Path, array_spec, empty_spec, path_order
+
+
+def read_checkpoint(path: FilePath, format: str) -> Checkpoint:
+    """Reads the header of a file, or of all shards of an index; see ``SafetensorsFormat.open`` for the errors."""
+    found = find_files(path)
+    namings = {file: _naming(file, header, found) for file, header in found.headers.items()}
+    leaves = [leaf for file, header in found.headers.items() for leaf in _leaves(file, header, namings[file])]
+    if len(found.headers) > 1:  # shards say nothing about the order of all
+        leaves.sort(key=lambda leaf: path_order(leaf[0]))
+    separator = next(iter(namings.values())).separator
+    return Checkpoint(
+        path=path,
+        location=found.location,
+        format=format,
+        tree=tree_of_names(found.location, leaves, separator),
+        facts=_facts(found, separator),
+        files=(found.location, *found.headers),
+    )
+
+
+def _naming(file: FilePath, header: Header, found: Found) -> Naming:
+    """How the names of a file are to be read; all shards together tell what joins their keys."""
+    names = (name for each in found.headers.values() for name in each.arrays)
+    try:
+        return read_naming(header.metadata, names)
+    except ValueError as error:
+        raise UnreadableCheckpoint(
+            f"{file} is damaged: expected what flax-convert writes as {TREE_KEY} into its metadata, found {error}",
+            "Remove the entry from the metadata, or copy the file again.",
+        ) from None
+
+
+def _leaves(file: FilePath, header: Header, naming: Naming) -> Iterator[tuple[Path, Leaf]]:
+    path_of_file = str(file.absolute())
+    for name, stored in header.arrays.items():
+        extent = Extent(path_of_file, stored.begin, stored.end - stored.begin)
+        spec = _spec(stored, naming.kinds.get(name, ""))
+        yield naming.path(name), raw_leaf(spec, extent, dtype=zarr.type_string(stored.dtype))
+    for kind, names in naming.empty.items():
+        yield from ((naming.path(name), Leaf(empty_spec(kind), _nothing)) for name in names)
+
+
+def _nothing() -> None:
+    """The value of an empty container."""
+
+
+_PYTHON = {("int", "int64"), ("int", "uint64"), ("float", "float64"), ("bool", "bool")}
+
+
+def _spec(stored: Stored, kind: str) -> LeafSpec:
+    """What an array is; what the metadata say of it counts only where it fits."""
+    if kind == "numpy" and not stored.shape:
+        return LeafSpec(LeafKind.NUMPY_SCALAR, stored.dtype)
+    if (kind, stored.dtype) in _PYTHON and not stored.shape:
+        return LeafSpec(LeafKind.SCALAR, kind)
+    return array_spec(stored.dtype, stored.shape)
+
+
+def _facts(found: Found, separator: str) -> dict[str, str]:
+    facts = {"names": f"joined by {SEPARATORS[separator]}"}
+    if found.location not in found.headers:
+        facts["shards"] = str(len(found.headers))
+    size = sum(file.stat().st_size for file in found.headers)
+    facts["size of the file" if found.location in found.headers else "size of the files"] = f"{size} bytes"
+    noted: dict[str, str] = {}
+    for header in found.headers.values():
+        noted |= {key: value for key, value in header.metadata.items() if key != TREE_KEY}
+    if noted:
+        facts["metadata"] = ", ".join(f"{key} {value[:60]}" for key, value in sorted(noted.items()))
+    return facts

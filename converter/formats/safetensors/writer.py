@@ -1,0 +1,121 @@
+"""Writing a tree as a safetensors file, piece by piece; what the source has in that form is copied by the system.
+
+For the same arrays and metadata the bytes are those of ``safetensors.numpy.save_file`` (0.8).
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path as FilePath
+from typing import Any
+
+from converter import __version__
+from converter.errors import DestinationError, UnsupportedCheckpoint
+from converter.formats.checkpoint import Progress, Written
+from converter.formats.one_file import write_items
+from converter.formats.safetensors.header import can_hold, order, spell_header
+from converter.formats.safetensors.names import TREE_KEY, name_leaves
+from converter.formats.streaming import whole_or_nothing
+from converter.tree import Leaf, LeafKind, LeafSpec, Path, Tree, format_path
+
+
+def write(tree: Tree, destination: FilePath, progress: Progress) -> Written:
+    """Writes ``tree`` to ``destination``; a file that was not finished is removed.
+
+    ``progress`` is called with the bytes and leaves that were added since the last call.
+
+    Raises:
+      UnsupportedCheckpoint: leaves that safetensors cannot hold; found before writing.
+      DestinationError: the destination exists, or the file system refused.
+      RuntimeError: a leaf whose value is not what its spec announced; a defect of the source's reader.
+    """
+    _refuse_unsupported(tree)
+    if os.path.lexists(destination):
+        raise DestinationError(f"{destination} exists already")
+    header, ordered = _lay_out(tree)
+    with whole_or_nothing(destination), destination.open("xb") as stream:
+        items: list[tuple[Path, bytes | Leaf]] = [((), header), *ordered]
+        written = write_items(stream.fileno(), items, _framing, _spell_number, progress)
+        progress(0, len(tree) - len(ordered))
+        return written
+
+
+def provenance() -> dict[str, str]:
+    """What the metadata say of the file itself. ``format`` is what Hugging Face's loaders ask for."""
+    return {"format": "flax", "flax_convert.version": __version__}
+
+
+def _lay_out(tree: Tree) -> tuple[bytes, list[tuple[Path, Leaf]]]:
+    """The header, and the leaves in the order of the file."""
+    names, told = name_leaves(tree)
+    dtypes = {path: _stored_dtype(tree[path]) for path in names}
+    ordered = sorted(names, key=lambda path: order(names[path], dtypes[path]))
+    arrays = ((names[path], dtypes[path], tree[path].spec.shape) for path in ordered)
+    header = spell_header(arrays, {**provenance(), TREE_KEY: told})
+    return header, [(path, tree[path]) for path in ordered]
+
+
+def _framing(spec: LeafSpec) -> Iterator[bytes | int]:
+    yield spec.nbytes
+
+
+# Python numbers become arrays without axes ---------------------------------------------------------------------------
+
+_NUMBERS = {"bool": ("bool", "<?"), "int": ("int64", "<q"), "float": ("float64", "<d")}
+
+
+def _stored_dtype(leaf: Leaf) -> str:
+    if leaf.spec.kind is not LeafKind.SCALAR:
+        return leaf.spec.dtype
+    is_large = leaf.spec.dtype == "int" and leaf.fetch() >= 2**63
+    return "uint64" if is_large else _NUMBERS[leaf.spec.dtype][0]
+
+
+def _spell_number(path: Path, spec: LeafSpec, value: Any) -> bytes:
+    if type(value).__name__ != spec.dtype:
+        raise RuntimeError(
+            f"{format_path(path)}: expected {spec} from its metadata, found {type(value).__name__} when it was read"
+        )
+    is_large = spec.dtype == "int" and value >= 2**63
+    return struct.pack("<Q" if is_large else _NUMBERS[spec.dtype][1], value)
+
+
+# What safetensors cannot hold ----------------------------------------------------------------------------------------
+
+
+def objections(tree: Tree) -> dict[Path, str]:
+    """Why a safetensors file cannot hold some leaves. Python ints are fetched, arrays are not."""
+    return {path: problem for path, leaf in tree.items() if (problem := _problem(path, leaf))}
+
+
+def _refuse_unsupported(tree: Tree) -> None:
+    problems = objections(tree)
+    if problems:
+        lines = [f"  {format_path(path)}: {problem}" for path, problem in problems.items()]
+        raise UnsupportedCheckpoint(
+            "\n".join(["a safetensors file cannot hold these leaves:", *lines]),
+            f"Drop them (--drop '{format_path(next(iter(problems)))}'), or choose another format with --to-format.",
+        )
+
+
+def _problem(path: Path, leaf: Leaf) -> str:
+    spec = leaf.spec
+    try:
+        ".".join(path).encode()
+    except UnicodeEncodeError:
+        return "has a name that is no Unicode text"
+    match spec.kind:
+        case LeafKind.KEY:
+            return f"{spec} is a typed PRNG key, for which safetensors has no form"
+        case LeafKind.TEXT:
+            return f"{spec} is text, and safetensors holds arrays only"
+        case LeafKind.SCALAR if spec.dtype not in _NUMBERS:
+            return f"{spec} is a Python number for which safetensors has no dtype"
+        case LeafKind.SCALAR if spec.dtype == "int" and not -(2**63) <= leaf.fetch() < 2**64:
+            return "int needs more than 64 bits"
+        case LeafKind.ARRAY | LeafKind.NUMPY_SCALAR if not can_hold(spec.dtype):
+            return f"{spec} has a dtype that safetensors does not have"
+        case _:
+            return ""
