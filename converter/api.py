@@ -270,6 +270,7 @@ def convert(
     *,
     to_format: str | None = None,
     as_step: int | None = None,
+    max_shard_size: int | str | None = None,
     force: bool = False,
     verify: Verify = True,
     copy: bool = False,
@@ -284,10 +285,12 @@ def convert(
       src: any checkpoint that ``inspect`` reads; it is never written to.
       dst: the new checkpoint.
       to: the framework to convert to.
-      to_format: ``orbax``, ``orbax-v1`` (as ``orbax.checkpoint.v1.save`` lays it out), ``msgpack`` or ``safetensors``;
-        by default what the suffix of ``dst`` stands for.
+      to_format: ``orbax``, ``orbax-v1`` (as ``orbax.checkpoint.v1.save`` lays it out), ``msgpack``, ``hf-msgpack`` (a
+        directory with the ``flax_model.msgpack`` that transformers loads) or ``safetensors``; by default what the suffix
+        of ``dst`` stands for.
       as_step: make it this step of ``dst``, which may hold others: ``CheckpointManager(dst)`` of Orbax finds it, in
         msgpack ``flax.training.checkpoints``. What the source holds beside the tree (JSON items) is copied along.
+      max_shard_size: bytes, or a text such as ``"5GB"``, of arrays in one file of ``hf-msgpack`` (10 GB by default).
       force: replace an existing ``dst``.
       verify: read the result again and compare it bit for bit; with two models and inputs, compare outputs too.
         ``"full"`` reads it with Orbax, Flax or safetensors itself, which takes the whole checkpoint into memory.
@@ -308,9 +311,25 @@ def convert(
     to_format = destination_format(FilePath(dst), to_format)
     destination = FilePath(dst) if as_step is None else step_destination(FilePath(dst), to_format, as_step)
     check_destination(FilePath(src), destination, force)
-    writing = Writing(copy, compress, as_step=as_step is not None)
+    writing = make_writing(to_format, copy, compress, as_step, max_shard_size)
     conversion = prepare(src, to, to_format=to_format, writing=writing, **options)
     return conversion.run(destination, force=force, verify=verify, memory_budget=memory_budget, progress=progress)
+
+
+def make_writing(
+    to_format: str, copy: bool, compress: bool, as_step: int | None, max_shard_size: int | str | None
+) -> Writing:
+    """What the user wants of the destination; see ``convert``.
+
+    Raises:
+      UsageError: a size that cannot be read, or that the format has no use for.
+    """
+    if max_shard_size is None:
+        return Writing(copy, compress, as_step=as_step is not None)
+    if to_format != "hf-msgpack":
+        raise UsageError(f"{FORMAT_TITLES[to_format]} is not split into shards", "Leave out --max-shard-size.")
+    size = read_size(max_shard_size, least=1, what="the size of a shard")
+    return Writing(copy, compress, as_step=as_step is not None, max_shard=size)
 
 
 def verify(

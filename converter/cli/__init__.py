@@ -66,6 +66,7 @@ def _convert(
     dst: FilePath,
     to_format: str | None,
     as_step: int | None,
+    max_shard_size: str | None,
     dry_run: bool,
     force: bool,
     copy: bool,
@@ -80,7 +81,6 @@ def _convert(
 ) -> None:
     from converter import api
     from converter.formats import destination_format, step_destination
-    from converter.formats.checkpoint import Writing
     from converter.options import read_size
     from converter.run import check_destination
 
@@ -90,7 +90,7 @@ def _convert(
         dst = step_destination(dst, to_format, as_step)
     if not dry_run:
         check_destination(src, dst, force)
-    writing = Writing(copy, compress, as_step=as_step is not None)
+    writing = api.make_writing(to_format, copy, compress, as_step, max_shard_size)
     conversion = api.prepare(src, to, to_format=to_format, writing=writing, **_read(options))
     if dry_run:
         if conversion.plan.problems and not (as_json or quiet):

@@ -9,6 +9,7 @@ from pathlib import Path as FilePath
 from converter.errors import DestinationError, UnreadableCheckpoint, UsageError
 from converter.formats.checkpoint import Checkpoint, Format, Source
 from converter.formats.msgpack import MsgpackFormat
+from converter.formats.msgpack.huggingface import HuggingFaceFormat
 from converter.formats.npz import NpzFormat
 from converter.formats.orbax import OrbaxFormat
 from converter.formats.safetensors import SafetensorsFormat
@@ -19,6 +20,7 @@ FORMATS: dict[str, Format] = {
     "orbax": _ORBAX,
     "orbax-v1": OrbaxFormat(v1=True),
     "msgpack": _MSGPACK,
+    "hf-msgpack": HuggingFaceFormat(),
     "safetensors": SafetensorsFormat(),
 }
 """What is written."""
@@ -35,7 +37,9 @@ SOURCES: dict[str, Source] = {
 
 FORMAT_TITLES: dict[str, str] = {
     "orbax": "an Orbax checkpoint",
+    "orbax-v1": "an Orbax checkpoint",
     "msgpack": "a msgpack file",
+    "hf-msgpack": "a model directory of Hugging Face's",
     "safetensors": "a safetensors file",
 }
 

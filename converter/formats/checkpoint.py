@@ -88,6 +88,7 @@ class Writing:
       copy: share no bytes with the source, even where the file system could.
       compress: compress arrays, where the format can and they do not stay as they are in a source of the same format.
       as_step: the destination is one step of the directory around it.
+      max_shard: bytes of arrays in one file, where the format has several; None leaves it to the format.
       metadata: what to note of the checkpoint itself (JSON values), where the format has a place for that.
       attached: what goes along as it is, where the format has a place for that.
     """
@@ -95,6 +96,7 @@ class Writing:
     copy: bool = False
     compress: bool = False
     as_step: bool = False
+    max_shard: int | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     attached: Mapping[str, Attached] = field(default_factory=dict)
 
@@ -119,6 +121,12 @@ class Written:
     copied: int = 0
     streamed: int = 0
     unused: int = 0
+
+    def add(self, other: Written) -> None:
+        """Adds what writing another part of the destination came to."""
+        self.digests |= other.digests
+        for name in ("linked", "copied", "streamed", "unused"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def to_json(self) -> dict[str, int]:
         return {name: getattr(self, name) for name in ("linked", "copied", "streamed", "unused")}
