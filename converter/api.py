@@ -286,8 +286,8 @@ def convert(
       dst: the new checkpoint.
       to: the framework to convert to.
       to_format: ``orbax``, ``orbax-v1`` (as ``orbax.checkpoint.v1.save`` lays it out), ``msgpack``, ``hf-msgpack`` (a
-        directory with the ``flax_model.msgpack`` that transformers loads) or ``safetensors``; by default what the suffix
-        of ``dst`` stands for.
+        directory with the ``flax_model.msgpack`` that transformers loads) or ``safetensors``; by default what the
+        suffix of ``dst`` stands for.
       as_step: make it this step of ``dst``, which may hold others: ``CheckpointManager(dst)`` of Orbax finds it, in
         msgpack ``flax.training.checkpoints``. What the source holds beside the tree (JSON items) is copied along.
       max_shard_size: bytes, or a text such as ``"5GB"``, of arrays in one file of ``hf-msgpack`` (10 GB by default).

@@ -39,7 +39,7 @@ ITEMS = {
 
 WITHOUT_MODEL = {"linen_keys_standard": "its keys are in no model"}
 
-PARAMS_ONLY = ("linen_params_standard", "linen_params_msgpack", "linen_params_safetensors", "linen_params_npz")
+PARAMS_ONLY = tuple(f"linen_params_{kind}" for kind in ("standard", "msgpack", "hf_shards", "safetensors", "npz"))
 """Parameters alone of a model that has batch statistics: it needs --params-only to be given that model."""
 
 QUANTIZED = ("bool", "float8_e4m3fn", "float8_e5m2", "int4", "int8", "uint32")

@@ -49,8 +49,9 @@ class HuggingFaceFormat(MsgpackFormat):
           UnsupportedCheckpoint: leaves that msgpack cannot hold, such as typed PRNG keys.
           DestinationError: the destination exists, or the file system refused.
         """
-        from converter.formats.msgpack.writer import write
+        from converter.formats.msgpack.writer import refuse, write
 
+        refuse(self.objections(tree))
         if os.path.lexists(destination):
             raise DestinationError(f"{destination} exists already")
         parts = list(_parts(tree, writing.max_shard or MAX_SHARD))
