@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 
 from converter.dialects.dialect import Dialect
+from converter.dialects.legacy_optim import LegacyOptimizer, legacy_optimizer
 from converter.dialects.linen import BOXED_NAMES, LinenParams, LinenVariables, boxed_paths
 from converter.dialects.nnx import MODULE_MARK, VALUE, NnxLayout
 from converter.dialects.opt_state import MIRROR_FIELDS, OPT_STATE, STEP, split_mirror
@@ -100,7 +101,7 @@ def _bare(tree: Tree, leaves: list[Path]) -> tuple[Dialect, ...]:
     linen, nnx = _linen(tree, leaves), _nnx_layout(tree, None)
     if isinstance(linen, LinenTrainState):
         return (nnx, linen) if _is_optimizer(tree, ()) and not _has_positions(tree) else (linen,)
-    if isinstance(linen, LinenVariables):
+    if isinstance(linen, LinenVariables | LegacyOptimizer):
         return (linen,)
     if nnx.optimizer is not None:
         return (nnx,)
@@ -113,6 +114,9 @@ def _has_positions(tree: Tree) -> bool:
 
 
 def _linen(tree: Tree, leaves: list[Path]) -> Dialect:
+    legacy = legacy_optimizer(tree)
+    if legacy is not None:
+        return legacy
     fields = set(tree.children())
     boxes = boxed_paths(tree)
     if fields & _OPTIMIZER_FIELDS and (PARAMS in fields or fields <= _OPTIMIZER_FIELDS):
