@@ -17,7 +17,7 @@ from converter.dialects.opt_state import MIRROR_FIELDS, OPT_STATE, STEP, split_m
 from converter.dialects.rng import random_state_paths
 from converter.dialects.train_state import LinenTrainState
 from converter.training_state import COLLECTIONS, PARAMS
-from converter.tree import IndexKey, LeafKind, Path, Tree
+from converter.tree import IndexKey, LeafKind, Path, Tree, format_path
 
 _OPTIMIZER_FIELDS = {STEP, OPT_STATE}
 _AUTO_NAME = re.compile(r"[A-Z]\w*_\d+")
@@ -40,6 +40,10 @@ def unreadable(tree: Tree) -> str:
 def _objection(tree: Tree, leaves: list[Path]) -> str:
     if not leaves:
         return "it holds no arrays"
+    apart = next((path for path in leaves if path[-1:] == ("path",) and path[-2:-1] == ("kvstore",)), None)
+    if apart is not None:
+        problem = "is the TensorStore spec of an array, and T5X keeps the array itself in a directory beside the file"
+        return f"{format_path(apart[:-2])} {problem}"
     if () in leaves:
         return f"it is a single leaf, {tree[()].spec}, not a tree of variables"
     if _nnx_layout(tree, _wrapper(leaves)).optimizer is None and _is_optax_state(tree):
