@@ -43,7 +43,7 @@ def test_destinations_that_cannot_be_written(destination: str, name: str | None,
     with pytest.raises(UsageError) as refused:
         destination_format(Path(destination), name)
     assert words in str(refused.value)
-    assert "orbax, orbax-v1, msgpack, safetensors" in str(refused.value)
+    assert "orbax, orbax-v1, msgpack, hf-msgpack, safetensors" in str(refused.value)
 
 
 def test_every_format_is_found_whatever_its_file_is_called(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_every_format_is_found_whatever_its_file_is_called(tmp_path: Path) -> No
     for name, format in FORMATS.items():
         format.write(tree, tmp_path / name, lambda *_: None)
     for name in SOURCES.keys() | FORMATS.keys():
-        assert open_checkpoint(tmp_path / name).format == name.removesuffix("-v1")
+        assert open_checkpoint(tmp_path / name).format == (SOURCES.get(name) or FORMATS[name]).name
         assert [each.sniff(tmp_path / name) for each in SOURCES.values()].count(True) == 1
 
 
