@@ -5,16 +5,27 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
-from typing import TYPE_CHECKING, Literal, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
+from converter import __version__
 from converter.dialects import readings, unreadable
 from converter.dialects.dialect import Dialect, Framework
 from converter.errors import UnreadableCheckpoint, UnsupportedCheckpoint, UsageError, VerificationFailed
-from converter.formats import FORMAT_TITLES, FORMATS, destination_format, open_checkpoint
+from converter.formats import (
+    FORMAT_TITLES,
+    FORMATS,
+    destination_format,
+    open_checkpoint,
+    step_destination,
+    takes_along,
+)
 from converter.formats.checkpoint import PLAIN, Checkpoint, Format, Progress, Writing, Written
+from converter.formats.provenance import KEY as PROVENANCE
+from converter.formats.provenance import Provenance, read_record
+from converter.opening import open_source
 from converter.options import Job, Options, make_job, read_size
 from converter.planning.plan import Plan
 from converter.planning.planner import make_plan
@@ -217,20 +228,47 @@ def prepare(
 ) -> Conversion:
     """Opens a checkpoint and plans its conversion; see ``plan`` for the errors."""
     format = FORMATS[to_format]
-    source = open_checkpoint(FilePath(src), step=options.get("step"), item=options.get("item"))
+    source = open_source(FilePath(src), step=options.get("step"), item=options.get("item"))
     stamps = _stamps(source)
     job = make_job(to, options, to_format=to_format)
     made = make_plan(source.tree, job.request)
-    others = [name for name in source.items if name != source.item]
-    if others:
-        note = f"only the item {source.item} is converted, not {', '.join(others)} (--item chooses)"
-        made = replace(made, notes=(*made.notes, note))
-    made = replace(made, path=str(src))
+    notes = _left_beside(source, takes_along(to_format, as_step=writing.as_step))
+    made = replace(made, path=str(src), notes=(*made.notes, *notes))
     tree = Tree() if made.problems else made.tree()
     if not made.problems:
         _require_storable(made, tree, format)
         made = replace(made, strategies=format.strategies(tree, writing))
+    writing = replace(writing, metadata=_metadata(source, made, job), attached=source.attached)
     return Conversion(source, format, job, made, tree, writing, stamps)
+
+
+def _left_beside(source: Checkpoint, goes_along: bool) -> Iterator[str]:
+    """What the checkpoint holds beside what is converted, and what becomes of it."""
+    others = [name for name in source.items if name not in (source.item, *source.attached)]
+    if source.item is not None and others:
+        yield f"only the item {source.item} is converted, not {', '.join(others)} (--item chooses)"
+    if source.attached:
+        listed = ", ".join(f"{name} ({each.kind})" for name, each in source.attached.items())
+        behind = "stays behind (--as-step N or --to-format orbax-v1 takes it along)"
+        yield f"{listed} {'goes along as it is' if goes_along else behind}"
+
+
+def _metadata(source: Checkpoint, made: Plan, job: Job) -> dict[str, Any]:
+    """What the destination says of itself: what the source had noted, and what was converted from what."""
+    rules = job.request.rules
+    record = Provenance(
+        version=__version__,
+        direction=f"{made.source.framework}-to-{made.target.framework}",
+        source=FilePath(os.path.abspath(source.path)).name,
+        source_format=source.format,
+        source_dialect=made.source.title,
+        dialect=made.target.title,
+        step=source.step,
+        item=source.item or ", ".join(name for name in source.items if name not in source.attached) or None,
+        rules=rules.digest if rules is not None else "",
+        before=read_record(source.metadata),
+    )
+    return {**source.metadata, PROVENANCE: record.to_json()}
 
 
 def _require_storable(made: Plan, tree: Tree, format: Format) -> None:
@@ -277,6 +315,8 @@ def convert(
     to: Framework,
     *,
     to_format: str | None = None,
+    as_step: int | None = None,
+    max_shard_size: int | str | None = None,
     force: bool = False,
     verify: Verify = True,
     copy: bool = False,
@@ -291,7 +331,12 @@ def convert(
       src: any checkpoint that ``inspect`` reads; it is never written to.
       dst: the new checkpoint.
       to: the framework to convert to.
-      to_format: ``orbax``, ``msgpack`` or ``safetensors``; by default what the suffix of ``dst`` stands for.
+      to_format: ``orbax``, ``orbax-v1`` (as ``orbax.checkpoint.v1.save`` lays it out), ``msgpack``, ``hf-msgpack`` (a
+        directory with the ``flax_model.msgpack`` that transformers loads) or ``safetensors``; by default what the
+        suffix of ``dst`` stands for.
+      as_step: make it this step of ``dst``, which may hold others: ``CheckpointManager(dst)`` of Orbax finds it, in
+        msgpack ``flax.training.checkpoints``. What the source holds beside the tree (JSON items) is copied along.
+      max_shard_size: bytes, or a text such as ``"5GB"``, of arrays in one file of ``hf-msgpack`` (10 GB by default).
       force: replace an existing ``dst``.
       verify: read the result again and compare it bit for bit; with two models and inputs, compare outputs too.
         ``"full"`` reads it with Orbax, Flax or safetensors itself, which takes the whole checkpoint into memory.
@@ -309,11 +354,28 @@ def convert(
       VerificationFailed: the result differs; it is not kept.
       UsageError, ModelError: as for ``plan``.
     """
-    destination = FilePath(dst)
+    to_format = destination_format(FilePath(dst), to_format)
+    destination = FilePath(dst) if as_step is None else step_destination(FilePath(dst), to_format, as_step)
     check_destination(FilePath(src), destination, force)
-    to_format, writing = destination_format(destination, to_format), Writing(copy, compress)
+    writing = make_writing(to_format, copy, compress, as_step, max_shard_size)
     conversion = prepare(src, to, to_format=to_format, writing=writing, **options)
     return conversion.run(destination, force=force, verify=verify, memory_budget=memory_budget, progress=progress)
+
+
+def make_writing(
+    to_format: str, copy: bool, compress: bool, as_step: int | None, max_shard_size: int | str | None
+) -> Writing:
+    """What the user wants of the destination; see ``convert``.
+
+    Raises:
+      UsageError: a size that cannot be read, or that the format has no use for.
+    """
+    if max_shard_size is None:
+        return Writing(copy, compress, as_step=as_step is not None)
+    if to_format != "hf-msgpack":
+        raise UsageError(f"{FORMAT_TITLES[to_format]} is not split into shards", "Leave out --max-shard-size.")
+    size = read_size(max_shard_size, least=1, what="the size of a shard")
+    return Writing(copy, compress, as_step=as_step is not None, max_shard=size)
 
 
 def verify(
@@ -333,7 +395,7 @@ def verify(
     Raises:
       as ``plan``; also ``UsageError`` where both checkpoints belong to the same framework.
     """
-    source = open_checkpoint(FilePath(src), step=options.get("step"), item=options.get("item"))
+    source = open_source(FilePath(src), step=options.get("step"), item=options.get("item"))
     destination = open_checkpoint(FilePath(dst))
     if full:
         _require_reader(destination.format)

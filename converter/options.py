@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from converter import user_code
 from converter.dialects.dialect import Dialect, Framework
 from converter.errors import ModelError, UsageError
+from converter.formats import ORBAX_LAYOUTS
 from converter.planning.request import LinenStyle, NnxBundle, NnxStyle, Request
 from converter.tree import LeafKind, LeafSpec, PathGlob, parse_array_spec
 
@@ -93,16 +94,19 @@ def make_job(to: Framework, options: Options, *, to_format: str, target: Dialect
       UsageError: options that cannot be read or lack another one.
       ModelError: user code that fails.
     """
+    if to_format == "hf-msgpack" and to != "linen":
+        raise UsageError("the models of Hugging Face are Linen modules, not NNX", "Choose another format.")
     inputs = read_inputs(options.get("inputs"))
     linen_kwargs, nnx_kwargs = dict(options.get("linen_kwargs") or {}), dict(options.get("nnx_kwargs") or {})
     nnx_model = read_nnx_model(options.get("nnx_model"))
     linen_model = read_linen_model(options.get("linen_model"), inputs, linen_kwargs)
     template = _read_template(options.get("like"), to)
     rules = options.get("rules")
-    nnx_style = options.get("nnx_style") or ("state" if to_format == "orbax" else "pure")
+    nnx_style = options.get("nnx_style") or ("state" if to_format in ORBAX_LAYOUTS else "pure")
     request = Request(
         to=to,
         linen_style=options.get("linen_style"),
+        bare_params=to_format == "hf-msgpack",
         nnx_style=nnx_style,
         nnx_bundle=options.get("nnx_bundle") or "dict",
         params_only=options.get("params_only", False),
@@ -116,7 +120,7 @@ def make_job(to: Framework, options: Options, *, to_format: str, target: Dialect
         rules=None if rules is None else _read_rules(rules),
         allow_lossy=options.get("allow_lossy", False),
         optimizer=_read_optimizer(options.get("optimizer")),
-        fill_random_state=to_format == "orbax",
+        fill_random_state=to_format in ORBAX_LAYOUTS,
         target=target or _template_layout(template, options),
     )
     return Job(request, inputs, linen_kwargs, nnx_kwargs)
@@ -262,20 +266,21 @@ def _is_optimizer(given: Any) -> bool:
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?)b?|b)?\s*", re.IGNORECASE)
 
 
-def read_size(given: int | str) -> int:
+def read_size(given: int | str, *, least: int = 1 << 20, what: str = "a memory budget") -> int:
     """Bytes from a number or a text such as ``512MiB``, ``2 GB`` or ``1.5g``.
 
     Raises:
-      UsageError: no such text, or less than 1 MiB.
+      UsageError: no such text, or less than ``least``.
     """
     match = _SIZE.fullmatch(str(given))
     size = 0
     if match is not None:
         base = 1000 if match[2] and match[0].strip().lower().endswith("b") and not match[3] else 1024
         size = int(float(match[1]) * base ** (" kmgt".index(match[2].lower()) if match[2] else 0))
-    if size < 1 << 20:
+    if size < least:
+        smallest = "1 MiB" if least == 1 << 20 else f"{least} byte" + "s" * (least > 1)
         raise UsageError(
-            f"cannot use {str(given)!r} as a memory budget: expected a size of at least 1 MiB",
+            f"cannot use {str(given)!r} as {what}: expected a size of at least {smallest}",
             "Write a number of bytes or a size such as 512MiB.",
         )
     return size

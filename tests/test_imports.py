@@ -28,6 +28,7 @@ LAYERS = [
     "pytrees",
     "training_state",
     "dialects",
+    "opening",
     "models",
     "rules",
     "planning",

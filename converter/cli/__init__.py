@@ -74,6 +74,8 @@ def _convert(
     src: FilePath,
     dst: FilePath,
     to_format: str | None,
+    as_step: int | None,
+    max_shard_size: str | None,
     dry_run: bool,
     force: bool,
     copy: bool,
@@ -88,16 +90,18 @@ def _convert(
     **options: Any,
 ) -> None:
     from converter import api
-    from converter.formats import destination_format
-    from converter.formats.checkpoint import Writing
+    from converter.formats import destination_format, step_destination
     from converter.options import read_size
     from converter.run import check_destination
 
     with reporting(report, src, dst) as page:
         budget = read_size(memory_budget)
+        to_format = destination_format(dst, to_format)
+        if as_step is not None:
+            dst = step_destination(dst, to_format, as_step)
         if not dry_run:
             check_destination(src, dst, force)
-        to_format, writing = destination_format(dst, to_format), Writing(copy, compress)
+        writing = api.make_writing(to_format, copy, compress, as_step, max_shard_size)
         conversion = api.prepare(src, to, to_format=to_format, writing=writing, **_read(options))
         if dry_run:
             if conversion.plan.problems and not (as_json or quiet):

@@ -91,8 +91,18 @@ NNX_BUNDLE = _choice(
 )
 TO_FORMAT = _choice(
     "--to-format",
-    ("orbax", "msgpack", "safetensors"),
-    "Format of DST (default: what *.msgpack or *.safetensors says, else orbax).",
+    ("orbax", "orbax-v1", "msgpack", "hf-msgpack", "safetensors"),
+    "Format of DST (default: what *.msgpack or *.safetensors says, else orbax). orbax-v1 is what Orbax's v1 API saves, "
+    "hf-msgpack the flax_model.msgpack that transformers loads.",
+)
+AS_STEP = click.Option(
+    ["--as-step"],
+    type=int,
+    metavar="N",
+    help="Make it step N of DST, which may hold others, as Orbax's CheckpointManager does.",
+)
+MAX_SHARD_SIZE = _value(
+    "--max-shard-size", "SIZE", "Bytes of arrays in one file of hf-msgpack (default: 10GB).", default=None
 )
 
 TREE = _flag("--tree", text="Draw the nested tree, with totals of every node.")
@@ -152,7 +162,7 @@ def _conversion(layout: tuple[click.Option, ...], models: tuple[click.Option, ..
         "Reading SRC": (STEP, ITEM),
         "Leaves": LEAVES,
         "Models": (*models, *CALLS),
-        "Layout of DST": (LIKE, *layout, TO_FORMAT),
+        "Layout of DST": (LIKE, *layout, TO_FORMAT, AS_STEP, MAX_SHARD_SIZE),
         "Writing DST": WRITING,
         "Output": OUTPUT,
     }

@@ -13,9 +13,9 @@ from converter.comparison.pairing import Pairing, Side, pair
 from converter.comparison.values import EQUAL, Distance, ValuesCompared, compare_pairs
 from converter.errors import UsageError
 from converter.folding import align, fold, fold_names
-from converter.formats import open_checkpoint
 from converter.formats.checkpoint import Checkpoint, Progress
 from converter.inspection import is_chosen, refuse_unused
+from converter.opening import open_source
 from converter.planning.wording import count, size_text
 from converter.scratch import room
 from converter.tree import PathGlob
@@ -183,7 +183,7 @@ def compare(
 
 def _opened(path: FilePath, step: int | None, item: str | None, side: str) -> Checkpoint:
     try:
-        return open_checkpoint(path, step=step, item=item)
+        return open_source(path, step=step, item=item)
     except UsageError as error:
         for option in ("--step", "--item"):
             error.advice = error.advice.replace(option, f"{option}-{side}")

@@ -10,13 +10,14 @@ from __future__ import annotations
 import re
 
 from converter.dialects.dialect import Dialect
+from converter.dialects.legacy_optim import LegacyOptimizer, legacy_optimizer
 from converter.dialects.linen import BOXED_NAMES, LinenParams, LinenVariables, boxed_paths
 from converter.dialects.nnx import MODULE_MARK, WRAPPERS, NnxLayout
 from converter.dialects.opt_state import MIRROR_FIELDS, OPT_STATE, STEP, split_mirror
 from converter.dialects.rng import random_state_paths
 from converter.dialects.train_state import LinenTrainState
 from converter.training_state import COLLECTIONS, PARAMS
-from converter.tree import IndexKey, LeafKind, Path, Tree
+from converter.tree import IndexKey, LeafKind, Path, Tree, format_path
 
 _OPTIMIZER_FIELDS = {STEP, OPT_STATE}
 _AUTO_NAME = re.compile(r"[A-Z]\w*_\d+")
@@ -39,6 +40,10 @@ def unreadable(tree: Tree) -> str:
 def _objection(tree: Tree, leaves: list[Path]) -> str:
     if not leaves:
         return "it holds no arrays"
+    apart = next((path for path in leaves if path[-1:] == ("path",) and path[-2:-1] == ("kvstore",)), None)
+    if apart is not None:
+        problem = "is the TensorStore spec of an array, and T5X keeps the array itself in a directory beside the file"
+        return f"{format_path(apart[:-2])} {problem}"
     if () in leaves:
         return f"it is a single leaf, {tree[()].spec}, not a tree of variables"
     if _nnx_layout(tree, _wrapper(leaves)).optimizer is None and _is_optax_state(tree):
@@ -100,7 +105,7 @@ def _bare(tree: Tree, leaves: list[Path]) -> tuple[Dialect, ...]:
     linen, nnx = _linen(tree, leaves), _nnx_layout(tree, None)
     if isinstance(linen, LinenTrainState):
         return (nnx, linen) if _is_optimizer(tree, ()) and not _has_positions(tree) else (linen,)
-    if isinstance(linen, LinenVariables):
+    if isinstance(linen, LinenVariables | LegacyOptimizer):
         return (linen,)
     if nnx.optimizer is not None:
         return (nnx,)
@@ -113,6 +118,9 @@ def _has_positions(tree: Tree) -> bool:
 
 
 def _linen(tree: Tree, leaves: list[Path]) -> Dialect:
+    legacy = legacy_optimizer(tree)
+    if legacy is not None:
+        return legacy
     fields = set(tree.children())
     boxes = boxed_paths(tree)
     if fields & _OPTIMIZER_FIELDS and (PARAMS in fields or fields <= _OPTIMIZER_FIELDS):

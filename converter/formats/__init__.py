@@ -3,33 +3,57 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path as FilePath
 
-from converter.errors import UnreadableCheckpoint, UsageError
+from converter.errors import DestinationError, UnreadableCheckpoint, UsageError
 from converter.formats.checkpoint import Checkpoint, Format, Source
 from converter.formats.msgpack import MsgpackFormat
+from converter.formats.msgpack.huggingface import HuggingFaceFormat
 from converter.formats.npz import NpzFormat
 from converter.formats.orbax import OrbaxFormat
 from converter.formats.safetensors import SafetensorsFormat
 
+_ORBAX, _MSGPACK = OrbaxFormat(), MsgpackFormat()
+
 FORMATS: dict[str, Format] = {
-    "orbax": OrbaxFormat(),
-    "msgpack": MsgpackFormat(),
+    "orbax": _ORBAX,
+    "orbax-v1": OrbaxFormat(v1=True),
+    "msgpack": _MSGPACK,
+    "hf-msgpack": HuggingFaceFormat(),
     "safetensors": SafetensorsFormat(),
 }
-"""What is read and written."""
+"""What is written."""
 
-SOURCES: dict[str, Source] = {**FORMATS, "npz": NpzFormat()}
-"""What is read."""
+ORBAX_LAYOUTS = frozenset({"orbax", "orbax-v1"})
+
+SOURCES: dict[str, Source] = {
+    "orbax": _ORBAX,
+    "msgpack": _MSGPACK,
+    "safetensors": FORMATS["safetensors"],
+    "npz": NpzFormat(),
+}
+"""What is read, in the order in which a path is tried."""
 
 FORMAT_TITLES: dict[str, str] = {
     "orbax": "an Orbax checkpoint",
+    "orbax-v1": "an Orbax checkpoint",
     "msgpack": "a msgpack file",
+    "hf-msgpack": "a model directory of Hugging Face's",
     "safetensors": "a safetensors file",
 }
 
 SUFFIXES: dict[str, str] = {".msgpack": "msgpack", ".safetensors": "safetensors", ".npz": "npz"}
 """Destinations with such a name get that format; all others become Orbax directories."""
+
+STEP_NAMES: dict[str, str] = {"orbax": "{}", "orbax-v1": "{}", "msgpack": "checkpoint_{}"}
+"""How one of several steps is called: by Orbax's CheckpointManager, and by ``flax.training.checkpoints``."""
+
+_STEPS: dict[str, Callable[[FilePath], list[tuple[int, str]]]] = {
+    "orbax": _ORBAX.step_names,
+    "msgpack": _MSGPACK.step_names,
+}
+"""What tells the steps of a directory and how they are called there."""
 
 
 def open_checkpoint(path: FilePath, *, step: int | None = None, item: str | None = None) -> Checkpoint:
@@ -59,6 +83,21 @@ def open_checkpoint(path: FilePath, *, step: int | None = None, item: str | None
         if format.sniff(path):
             return format.open(path, step=step, item=item)
     raise UnreadableCheckpoint(f"{path} is no checkpoint: expected {_EXPECTED}, found {_found(path)}", _advice(path))
+
+
+def list_items(path: FilePath, step: int | None = None) -> tuple[str, ...]:
+    """Names of the items of a step that are trees, where there is a choice; Orbax alone has items.
+
+    Raises:
+      UnreadableCheckpoint, UsageError: as ``open_checkpoint``.
+    """
+    readable = path.is_dir() and os.access(path, os.R_OK)
+    return _ORBAX.items(path, step) if readable and _ORBAX.sniff(path) else ()
+
+
+def takes_along(format: str, *, as_step: bool) -> bool:
+    """Whether a destination has a place for what stands beside the tree."""
+    return format == "orbax-v1" or (format in ORBAX_LAYOUTS and as_step)
 
 
 def _advice(path: FilePath) -> str:
@@ -115,3 +154,36 @@ def destination_format(destination: FilePath, name: str | None = None) -> str:
     problem = f"{chosen} files are read, not written" if chosen in SOURCES else f"no format {chosen!r}"
     where = f"{destination}: " if name is None else ""
     raise UsageError(f"{where}{problem}", f"Choose one of {', '.join(FORMATS)} with --to-format.")
+
+
+def step_destination(root: FilePath, format: str, step: int) -> FilePath:
+    """Where a step is written below ``root``, which may hold other steps already.
+
+    Raises:
+      UsageError: the format has no steps, or the number is negative.
+      DestinationError: ``root`` is a checkpoint itself, or calls its steps otherwise.
+    """
+    if format not in STEP_NAMES:
+        names = ", ".join(STEP_NAMES)
+        raise UsageError(f"{FORMAT_TITLES[format]} is no step of others", f"Leave out --as-step, or choose {names}.")
+    if step < 0:
+        raise UsageError(f"cannot write step {step}: steps are counted from 0", "Choose another number.")
+    if root.is_dir():
+        _refuse_as_root(root, format)
+    return root / STEP_NAMES[format].format(step)
+
+
+def _refuse_as_root(root: FilePath, format: str) -> None:
+    kind = next((name for name, each in SOURCES.items() if each.sniff(root)), None)
+    if kind is None:
+        return
+    names = _STEPS[kind](root) if kind in _STEPS else []
+    own = STEP_NAMES[format]
+    if not names:
+        raise DestinationError(f"{root} is a checkpoint itself, not a directory of steps", "Choose another directory.")
+    others = [name for step, name in names if name != own.format(step)]
+    if others:
+        raise DestinationError(
+            f"{root} has steps of other names ({', '.join(others[:3])}) than {own.format('<step>')}",
+            "Readers would take them for two series: choose another directory.",
+        )

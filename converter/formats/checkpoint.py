@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
-from typing import Protocol
+from typing import Any, Protocol
 
 from converter.tree import Path, Tree
 
@@ -49,6 +49,25 @@ PYTREE = "pytree"
 
 
 @dataclass(frozen=True, slots=True)
+class Attached:
+    """Something beside the tree that is not converted and can go along as it is.
+
+    Attributes:
+      directory: where it lies.
+      kind: what it is, for people (``JSON``).
+      handler: the full name of the class that reads it; empty where the checkpoint does not tell.
+    """
+
+    directory: FilePath
+    kind: str
+    handler: str = ""
+
+    @property
+    def is_json(self) -> bool:
+        return self.kind == "JSON"
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """One opened checkpoint: a lazy tree and where it was found.
 
@@ -64,6 +83,8 @@ class Checkpoint:
       kinds: what every item of the chosen step is, ``PYTREE`` or something else (``JSON``).
       shardings: reads how arrays were spread over devices, by path, where that is noted.
       facts: what else the file tells, for people (``{"layout": "OCDBT, zarr2", …}``).
+      metadata: what its writer noted of it (JSON values), where the format has a place for that.
+      attached: the items of the chosen step that are no trees of arrays.
       files: other files that belong to it, which neither ``path`` is nor lie below it.
     """
 
@@ -78,6 +99,8 @@ class Checkpoint:
     kinds: Mapping[str, str] = field(default_factory=dict)
     shardings: Callable[[], Mapping[Path, Sharding]] = _none_noted
     facts: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    attached: Mapping[str, Attached] = field(default_factory=dict)
     files: tuple[FilePath, ...] = ()
 
 
@@ -99,10 +122,18 @@ class Writing:
     Attributes:
       copy: share no bytes with the source, even where the file system could.
       compress: compress arrays, where the format can and they do not stay as they are in a source of the same format.
+      as_step: the destination is one step of the directory around it.
+      max_shard: bytes of arrays in one file, where the format has several; None leaves it to the format.
+      metadata: what to note of the checkpoint itself (JSON values), where the format has a place for that.
+      attached: what goes along as it is, where the format has a place for that.
     """
 
     copy: bool = False
     compress: bool = False
+    as_step: bool = False
+    max_shard: int | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    attached: Mapping[str, Attached] = field(default_factory=dict)
 
 
 PLAIN = Writing()
@@ -125,6 +156,12 @@ class Written:
     copied: int = 0
     streamed: int = 0
     unused: int = 0
+
+    def add(self, other: Written) -> None:
+        """Adds what writing another part of the destination came to."""
+        self.digests |= other.digests
+        for name in ("linked", "copied", "streamed", "unused"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def to_json(self) -> dict[str, int]:
         return {name: getattr(self, name) for name in ("linked", "copied", "streamed", "unused")}

@@ -13,7 +13,7 @@ from converter.planning.following import Made
 from converter.planning.plan import Step, Transfer
 from converter.planning.request import NnxBundle, Request
 from converter.rules.operations import CastCounter
-from converter.training_state import Part, Slot
+from converter.training_state import PARAMS, Part, Slot
 from converter.tree import Path, array_spec, format_path
 
 STEP_DTYPES = {"linen": "int32", "nnx": "uint32"}
@@ -41,6 +41,8 @@ def target_layout(slots: Collection[Slot], request: Request) -> Dialect:
         return NnxLayout(suffix, *BUNDLES[request.nnx_bundle], bare)
     boxed = request.linen_model.boxed if request.linen_model else frozenset[Path]()
     style = request.linen_style or ("train-state" if training else "variables")
+    if request.bare_params and request.linen_style is None:
+        style = "params" if {slot.collection for slot in slots} <= {PARAMS, ""} else "variables"
     if style == "params":
         return LinenParams(boxed)
     if style == "variables":

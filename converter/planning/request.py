@@ -26,6 +26,7 @@ class Request:
       to: the framework to convert to.
       linen_style: layout on the Linen side; None for a train state if there is a step or an optimizer state, else
         variables.
+      bare_params: write Linen variables without the collection level where they are all parameters.
       nnx_style: ``state`` (leaves end in ``value``) or ``pure``.
       nnx_bundle: how a model and its optimizer stand together on the NNX side.
       params_only: leave everything but the parameters behind.
@@ -48,6 +49,7 @@ class Request:
 
     to: Framework
     linen_style: LinenStyle | None = None
+    bare_params: bool = False
     nnx_style: NnxStyle = "state"
     nnx_bundle: NnxBundle = "dict"
     params_only: bool = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
 
@@ -114,7 +114,20 @@ def _read_orbax(directory: FilePath) -> Any:
 def _read_msgpack(file: FilePath) -> Any:
     from flax import serialization
 
-    return serialization.msgpack_restore(file.read_bytes())
+    from converter.formats.msgpack.files import files_of
+
+    _, files = files_of(file)
+    if len(files) == 1:
+        return serialization.msgpack_restore(files[0].read_bytes())
+    return _nested(leaf for each in files for leaf in _flat(serialization.msgpack_restore(each.read_bytes())))
+
+
+def _flat(nested: Mapping[str, Any], above: Path = ()) -> Iterator[tuple[Path, Any]]:
+    for key, value in nested.items():
+        if isinstance(value, dict):
+            yield from _flat(value, (*above, key))
+        else:
+            yield (*above, key), value
 
 
 def _read_safetensors(file: FilePath) -> Any:

@@ -221,7 +221,7 @@ def test_a_dry_run_reads_no_array(
     for options in (("--nnx-model", f"{unlike}:nnx_recurrent"), rules('default = "auto"\n')):
         before = cli("linen-to-nnx", trained_gru, "out", *options, "--dry-run")
         with monkeypatch.context() as patch:
-            patch.setattr("converter.api.open_checkpoint", opened)
+            patch.setattr("converter.opening.open_checkpoint", opened)
             patch.setattr("converter.formats.chunks._Files.read", read)
             assert cli("linen-to-nnx", trained_gru, "out", *options, "--dry-run") == before
             assert cli("linen-to-nnx", trained_gru, "out", *options).code == 70

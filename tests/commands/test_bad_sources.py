@@ -274,14 +274,17 @@ def test_a_link_that_leaves_the_checkpoint(refuses: Any, checkpoints: Path, tmp_
 # Steps, items, directions --------------------------------------------------------------------------------------------
 
 
-def test_unknown_steps_and_items(refuses: Any, checkpoints: Path) -> None:
+def test_unknown_steps_and_items(refuses: Any, checkpoints: Path, tmp_path: Path) -> None:
     steps, items = (checkpoints / f"linen_train_state_{name}/checkpoint" for name in ("manager", "composite"))
     msgpack = checkpoints / "linen_train_state_adamw_schedule_legacy/checkpoint"
+    two = tmp_path / "two"
+    for name in ("policy", "critic"):
+        shutil.copytree(checkpoints / "linen_dense_standard/checkpoint", two / name)
     for arguments, mentions in (
         ((steps, "--step", "3"), ("no step 3", "1, 2")),
         ((steps, "--step", "-1"), ("no step -1", "1, 2")),
         ((steps, "--item", "params"), ("no item 'params'", "default")),
-        ((items,), ("several items", "opt_state", "params")),
+        ((two,), ("several items", "critic, policy", "--item critic or --item policy")),
         ((items, "--item", "model"), ("no item 'model'", "opt_state", "params")),
         ((items, "--item", "config"), ("config", "JSON", "--item params")),
         ((items, "--step", "4", "--item", "params"), ("no step 4", "3")),

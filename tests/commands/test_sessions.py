@@ -41,6 +41,7 @@ NAMES = sorted(path.stem for path in SESSIONS.glob("*.session"))
 
 NORMALISED = (
     (re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\+00:00)?"), "$TIME"),
+    (re.compile(r"(?<=by flax-convert )\d[\w.]*"), "$VERSION"),
     (re.compile(r"(?<=unfinished-)[0-9a-f]{8}"), "$HEX"),
     (re.compile(r"(?<=max abs difference )\S+ \(limit \S+\)"), "$NUMBER (limit $NUMBER)"),
     (re.compile(r'(?<="max_abs": )(?!0\.0,)[^,]+'), "$NUMBER"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ DENSE = {"kernel": np.arange(12, dtype=np.float32).reshape(4, 3), "bias": np.one
         ("missing", ("--like missing", "no such file or directory")),
         (".", ("--like .", "no checkpoint")),
         ("$/linen_dense_standard/checkpoint", ("expected NNX", "found Linen variables", "linen_dense_standard")),
-        ("$/nnx_composite/checkpoint", ("--like", "several items: model, optimizer", "directory of one of them")),
         ("$/linen_train_state_composite/checkpoint/3/config", ("--like",)),
     ],
 )
@@ -31,6 +31,16 @@ def test_templates_that_are_none(like: str, mentions: Any, checkpoints: Path, re
     source = checkpoints / "linen_dense_standard/checkpoint"
     place = like.replace("$", str(checkpoints))
     refuses(2, "linen-to-nnx", source, "new/out", "--like", place, mentions=mentions)
+
+
+def test_a_template_of_several_items_that_do_not_belong_together(
+    checkpoints: Path, refuses: Any, tmp_path: Path
+) -> None:
+    for name in ("policy", "critic"):
+        shutil.copytree(checkpoints / "nnx_mlp_standard/checkpoint", tmp_path / "two" / name)
+    source = checkpoints / "linen_mlp_standard/checkpoint"
+    mentions = ("--like", "several items: critic, policy", "directory of one of them")
+    refuses(2, "linen-to-nnx", source, "new/out", "--like", "two", mentions=mentions)
 
 
 @pytest.mark.parametrize("more", [(), ("--dry-run",)])

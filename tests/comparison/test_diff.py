@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -296,10 +297,13 @@ def test_filters_match_either_side(tmp_path: Path) -> None:
     assert parse_path("params/z") not in converter.inspect(a).checkpoint.tree
 
 
-def test_which_option_chooses_on_which_side() -> None:
-    composite, manager = root("linen_train_state_composite"), root("linen_train_state_manager")
-    with pytest.raises(UsageError, match="--item-a opt_state or --item-a params"):
-        converter.diff(composite, manager)
+def test_which_option_chooses_on_which_side(tmp_path: Path) -> None:
+    two, manager = tmp_path / "two", root("linen_train_state_manager")
+    for name in ("critic", "policy"):
+        shutil.copytree(root("nnx_mlp_standard"), two / name)
+    with pytest.raises(UsageError, match="--item-a critic or --item-a policy"):
+        converter.diff(two, manager)
+    assert converter.diff(two, two, item_a="critic", item_b="policy", values=True).ok
     with pytest.raises(UsageError, match="with --step-b"):
         converter.diff(manager, manager, step_b=9)
     assert converter.diff(manager, manager, step_a=1, step_b=1, values=True).ok

@@ -43,7 +43,7 @@ def test_destinations_that_cannot_be_written(destination: str, name: str | None,
     with pytest.raises(UsageError) as refused:
         destination_format(Path(destination), name)
     assert words in str(refused.value)
-    assert "orbax, msgpack, safetensors" in str(refused.value)
+    assert "orbax, orbax-v1, msgpack, hf-msgpack, safetensors" in str(refused.value)
 
 
 def test_every_format_is_found_whatever_its_file_is_called(tmp_path: Path) -> None:
@@ -53,8 +53,8 @@ def test_every_format_is_found_whatever_its_file_is_called(tmp_path: Path) -> No
     tree = open_checkpoint(tmp_path / "npz").tree
     for name, format in FORMATS.items():
         format.write(tree, tmp_path / name, lambda *_: None)
-    for name in SOURCES:
-        assert open_checkpoint(tmp_path / name).format == name
+    for name in SOURCES.keys() | FORMATS.keys():
+        assert open_checkpoint(tmp_path / name).format == (SOURCES.get(name) or FORMATS[name]).name
         assert [each.sniff(tmp_path / name) for each in SOURCES.values()].count(True) == 1
 
 

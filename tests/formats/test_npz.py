@@ -57,9 +57,9 @@ def test_odd_orders(saver: Any, tmp_path: Path) -> None:
     for name, value in values(tree).items():
         assert str(tree[(name,)].spec) == ("float64[2,3,4]" if name == "f_big" else "float32[2,3,4]")
         np.testing.assert_array_equal(value, array)
-    for format in FORMATS.values():
-        format.write(tree, tmp_path / format.name, lambda *_: None)
-        for value in values(format.open(tmp_path / format.name).tree).values():
+    for name, format in FORMATS.items():
+        format.write(tree, tmp_path / name, lambda *_: None)
+        for value in values(format.open(tmp_path / name).tree).values():
             np.testing.assert_array_equal(value, array)
 
 
@@ -92,10 +92,10 @@ def test_stored_arrays_are_copied_by_the_system(tmp_path: Path) -> None:
     for name, saver in SAVERS.items():
         saver(tmp_path / f"{name}.npz", **arrays)
         tree = open_checkpoint(tmp_path / f"{name}.npz").tree
-        for format in FORMATS.values():
-            place = tmp_path / f"{name}.{format.name}"
+        for kind, format in FORMATS.items():
+            place = tmp_path / f"{name}.{kind}"
             format.write(tree, place, lambda *_: None)
-            ways[name, format.name] = set(format.strategies(tree, PLAIN).values())
+            ways[name, kind] = set(format.strategies(tree, PLAIN).values())
             found = values(format.open(place).tree)
             assert {path: value.tobytes() for path, value in found.items()} == {
                 path: array.tobytes() for path, array in arrays.items()

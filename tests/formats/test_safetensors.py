@@ -349,7 +349,7 @@ def test_a_directory_of_one_file_and_of_several(tmp_path: Path) -> None:
     other = saved(tmp_path / "other.safetensors", {"a": np.ones(1)})
     _refused(UsageError, tmp_path, "holds several checkpoints: model.safetensors, other.safetensors")
     other.rename(tmp_path / "flax_model.msgpack")
-    _refused(UsageError, tmp_path, "holds several checkpoints: model.safetensors, flax_model.msgpack")
+    _refused(UsageError, tmp_path, "holds several checkpoints: flax_model.msgpack, model.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,11 @@ import safetensors.numpy
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+import converter
 from converter import scratch
 from converter.errors import DestinationError, UnreadableCheckpoint, UnsupportedCheckpoint
 from converter.formats import FORMATS, one_file, open_checkpoint
 from converter.formats.checkpoint import PLAIN, Strategy, Writing
-from converter.formats.safetensors import writer
 from converter.formats.safetensors.header import spell_header
 from converter.tree import IndexKey, IntKey, Key, Leaf, LeafKind, LeafSpec, Path, Tree, TupleKey
 from tests.building import PrngKey, leaf_of, prng_key, tree_of
@@ -314,6 +314,26 @@ def test_progress_counts_everything(tmp_path: FilePath) -> None:
 
 
 def test_provenance(tmp_path: FilePath) -> None:
-    from converter import __version__
+    source = tmp_path / "source.msgpack"
+    source.write_bytes(flax.serialization.to_bytes({"params": {"dense": {"kernel": np.ones((2, 3), np.float32)}}}))
+    for name in ("one", "other"):
+        converter.convert(source, tmp_path / f"{name}.safetensors", "nnx")
+    assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "other.safetensors").read_bytes()
+    with safetensors.safe_open(tmp_path / "one.safetensors", "numpy") as opened:
+        noted = opened.metadata()
+    record = json.loads(noted["flax_convert.from"])
+    assert noted["format"] == "flax"
+    assert (record["direction"], record["source"]["name"]) == ("linen-to-nnx", "source.msgpack")
+    assert str(tmp_path) not in noted["flax_convert.from"]
+    converter.convert(tmp_path / "one.safetensors", tmp_path / "back.safetensors", "linen")
+    back = converter.inspect(tmp_path / "back.safetensors")
+    assert back.checkpoint.facts["converted from"].endswith("nnx-to-linen; 1 earlier conversion")
+    assert "flax_convert.from" not in back.checkpoint.facts["metadata"]
 
-    assert writer.provenance() == {"format": "flax", "flax_convert.version": __version__}
+
+@pytest.mark.parametrize("text", ["{", "[]", "null", '{"source": 1}', '{"source": {}}'])
+def test_a_damaged_record_is_shown_as_it_is(text: str, tmp_path: FilePath) -> None:
+    file = tmp_path / "a.safetensors"
+    safetensors.numpy.save_file({"a": np.zeros(2)}, file, {"flax_convert.from": text})
+    facts = converter.inspect(file).checkpoint.facts
+    assert "flax_convert.from" in facts.get("metadata", "") or "converted from" in facts

@@ -68,7 +68,7 @@ def test_folded_names_stand_for_all_of_them(parts: list[tuple[str, int, int]]) -
 
 def test_names_of_unequal_things_are_not_folded() -> None:
     folded = fold_names([("a_0", "x"), ("a_1", "y"), ("a_2", "x"), ("b", "x")])
-    assert folded == [("a_{0,2}", [0, 2]), ("a_1", [1]), ("b", [3])]
+    assert folded == [("a_{0,2}", (0, 2)), ("a_1", (1,)), ("b", (3,))]
 
 
 def test_the_nested_tree_as_json() -> None:

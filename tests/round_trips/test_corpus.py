@@ -53,7 +53,7 @@ DIALECTS = {
 """The first pattern that fits says how an item is laid out."""
 
 CHOSEN = {"cur_v12_v1_checkpointables": "model", "*_mgr_composite": "state"}
-"""Items of checkpoints with several: ``--item`` is needed for the first, and the default of the others."""
+"""Items of checkpoints with several; test_items.py has all of them as one."""
 
 COLLECTIONS_BACK = {
     "*_sharded*": {"kernel": "stack"},
@@ -84,8 +84,7 @@ REFUSED: dict[tuple[str, str], tuple[type[ConverterError], str]] = {
 }
 """Item and format → the error and words of it."""
 
-REFUSED_ITEMS: dict[tuple[str, str | None], tuple[type[ConverterError], str]] = {
-    ("cur_v12_v1_checkpointables", None): (UsageError, "holds several items: cfg, model, opt"),
+REFUSED_ITEMS: dict[tuple[str, str], tuple[type[ConverterError], str]] = {
     ("cur_v12_v1_checkpointables", "opt"): (UnsupportedCheckpoint, "an optax state saved alone"),
     ("cur_v12_v1_checkpointables", "no"): (UsageError, "has no item 'no'; its items: cfg, model, opt"),
     ("cur_v12_mgr_composite", "opt"): (UnsupportedCheckpoint, "an optax state saved alone"),
@@ -121,7 +120,7 @@ class Item(NamedTuple):
 
     @property
     def chosen(self) -> dict[str, Any]:
-        return {"item": "model"} if self.name == "cur_v12_v1_checkpointables" else {}
+        return next(({"item": item} for key, item in CHOSEN.items() if fnmatch.fnmatchcase(self.name, key)), {})
 
     @property
     def other(self) -> str:
@@ -251,7 +250,7 @@ def widened(expected: Leaves, found: Leaves, item: Item) -> Leaves:
 
 
 @pytest.mark.parametrize(("name", "chosen"), REFUSED_ITEMS)
-def test_other_items_are_refused(name: str, chosen: str | None, tmp_path: Path) -> None:
+def test_other_items_are_refused(name: str, chosen: str, tmp_path: Path) -> None:
     error, words = REFUSED_ITEMS[name, chosen]
     with pytest.raises(error) as refused:
         support.convert(CORPUS / name / "ckpt", tmp_path / "there", "nnx", item=chosen)

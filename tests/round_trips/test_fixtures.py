@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 import converter
-from converter.errors import ConversionRefused, ConverterError, UnsupportedCheckpoint, UsageError
+from converter.errors import ConversionRefused, ConverterError, UnsupportedCheckpoint
 from fixtures import make
 from fixtures.cards import describe
 from fixtures.models import OPTIMIZERS, PAIRS
@@ -35,11 +35,11 @@ ITEMS = {
     "linen_train_state_composite": {"params": "linen_params", "opt_state": "optax_state"},
     "nnx_composite": {"model": "nnx_state", "optimizer": "nnx_optimizer"},
 }
-"""The items of the checkpoints that hold several, with their dialects."""
+"""The items of the checkpoints that hold several, with their dialects; test_items.py has all items as one."""
 
 WITHOUT_MODEL = {"linen_keys_standard": "its keys are in no model"}
 
-PARAMS_ONLY = ("linen_params_standard", "linen_params_msgpack", "linen_params_safetensors", "linen_params_npz")
+PARAMS_ONLY = tuple(f"linen_params_{kind}" for kind in ("standard", "msgpack", "hf_shards", "safetensors", "npz"))
 """Parameters alone of a model that has batch statistics: it needs --params-only to be given that model."""
 
 QUANTIZED = ("bool", "float8_e4m3fn", "float8_e5m2", "int4", "int8", "uint32")
@@ -59,15 +59,9 @@ NO_KEYS_EITHER = NO_KEYS.replace("msgpack", "safetensors")
 NO_TEXT = "extras/text: str is text, and safetensors holds arrays only"
 
 REFUSED: dict[tuple[str, str], tuple[type[ConverterError], str]] = {
-    ("linen_train_state_composite", "orbax"): (UsageError, "holds several items: opt_state, params"),
-    ("linen_train_state_composite", "msgpack"): (UsageError, "holds several items: opt_state, params"),
-    ("linen_train_state_composite", "safetensors"): (UsageError, "holds several items: opt_state, params"),
     ("linen_train_state_composite:opt_state", "orbax"): (UnsupportedCheckpoint, "an optax state saved alone"),
     ("linen_train_state_composite:opt_state", "msgpack"): (UnsupportedCheckpoint, "an optax state saved alone"),
     ("linen_train_state_composite:opt_state", "safetensors"): (UnsupportedCheckpoint, "an optax state saved alone"),
-    ("nnx_composite", "orbax"): (UsageError, "holds several items: model, optimizer"),
-    ("nnx_composite", "msgpack"): (UsageError, "holds several items: model, optimizer"),
-    ("nnx_composite", "safetensors"): (UsageError, "holds several items: model, optimizer"),
     ("linen_keys_standard", "msgpack"): (UnsupportedCheckpoint, NO_KEYS),
     ("linen_train_state_extended_standard", "msgpack"): (UnsupportedCheckpoint, NO_KEYS),
     ("linen_keys_standard", "safetensors"): (UnsupportedCheckpoint, NO_KEYS_EITHER),
@@ -142,7 +136,8 @@ class Case(NamedTuple):
         return BUNDLES.get(self.name, ("dict", "model/", "optimizer/"))
 
 
-CASES = [Case(name) for name in CARDS] + [Case(name, item) for name, items in ITEMS.items() for item in items]
+CASES = [Case(name) for name in CARDS if name not in ITEMS]
+CASES += [Case(name, item) for name, items in ITEMS.items() for item in items]
 
 
 # The models ----------------------------------------------------------------------------------------------------------
@@ -253,14 +248,14 @@ def back_in_nnx(case: Case, format: str) -> Leaves:
 
 
 def test_the_tables_name_nothing_that_is_gone() -> None:
-    cases = {str(case) for case in CASES}
+    cases = {str(case) for case in CASES} | ITEMS.keys()
     tables = (ITEMS, WITHOUT_MODEL, COLLECTIONS_OF, BUNDLES, REFUSED_WITHOUT_OPTIONS, REFUSED_BACK_WITHOUT_OPTIONS)
     assert {name for table in tables for name in table} <= cases
     assert {name for name, _ in REFUSED} <= cases
     assert {name for name, card in CARDS.items() if card["dialect"].endswith("_items")} == set(ITEMS)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.item or case.name not in ITEMS], ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_inspect_finds_the_leaves_of_the_card(case: Case) -> None:
     before = support.snapshot(case.root)
     inspection = converter.inspect(case.root, **case.chosen)

@@ -20,52 +20,61 @@ class MsgpackFormat:
     name = "msgpack"
 
     def sniff(self, path: FilePath) -> bool:
-        """Whether ``path`` is a file that begins like flax's, or a directory with a step file of that kind."""
+        """Whether ``path`` is such a file, an index of several, or a directory with a step or a model of that kind."""
+        from converter.formats.msgpack.files import is_index, is_model_directory
         from converter.formats.msgpack.steps import find_steps, looks_like_flax
 
         if not path.is_dir():
-            return looks_like_flax(path)
+            return looks_like_flax(path) or is_index(path)
         try:
-            return bool(find_steps(path))
-        except UnreadableCheckpoint:
+            return bool(find_steps(path)) or is_model_directory(path)
+        except (OSError, UnreadableCheckpoint):
             return False
 
     def open(self, path: FilePath, *, step: int | None = None, item: str | None = None) -> Checkpoint:
-        """Indexes a file, or the file of a step in a directory (the latest unless ``step`` is given).
+        """Indexes a file, the shards of a model, or the file of a step in a directory (by default of the latest).
 
         Raises:
           UnreadableCheckpoint: missing, empty, damaged, or a directory without step files.
           UnsupportedCheckpoint: not self-contained, or with keys, dtypes or values that flax never writes.
-          UsageError: no such step, files of several prefixes, or an item, of which there are none.
+          UsageError: no such step, files of several prefixes, one shard of many, or an item, of which there are none.
         """
-        from converter.formats.msgpack.index import MappedLeaves, index, map_file
+        from converter.formats.msgpack.files import choose_file, is_model_directory
+        from converter.formats.msgpack.reader import read_files
         from converter.formats.msgpack.steps import Steps, choose_step
 
         if item is not None:
             raise UsageError(f"{path} has no item {item!r}: a msgpack file holds a single tree", "Leave out --item.")
-        if path.is_dir():
+        if path.is_dir() and is_model_directory(path):
+            steps, location = Steps(), choose_file(path)
+        elif path.is_dir():
             steps, step = choose_step(path, step)
             location = steps.files[step]
-        elif step is None:
-            steps, location = Steps(), path
         else:
-            raise UsageError(f"{path} is a single file, it has no step {step}", "Leave out --step.")
-        data = map_file(location)
-        entries = index(location, data)
-        facts = {"size of the file": f"{len(data)} bytes"}
-        if split := sum(len(entry.extents) > 1 for _, entry in entries):
-            facts["arrays split into chunks"] = str(split)
+            steps, location = Steps(), path
+        if step is not None and not steps.files:
+            kind = "a directory of one model" if path.is_dir() else "a single file"
+            raise UsageError(f"{path} is {kind}, it has no step {step}", "Leave out --step.")
+        found = read_files(location)
+        facts = dict(found.facts)
         if steps.fractional:
             facts["left aside (the step is no whole number)"] = ", ".join(steps.fractional)
         return Checkpoint(
             path=path,
             location=location,
             format=self.name,
-            tree=MappedLeaves(location, data).tree(entries),
+            tree=found.tree,
             steps=tuple(sorted(steps.files)),
             step=step,
             facts=facts,
+            files=found.files,
         )
+
+    def step_names(self, path: FilePath) -> list[tuple[int, str]]:
+        """The step files of a directory."""
+        from converter.formats.msgpack.steps import find_steps
+
+        return [(step, file.name) for steps in find_steps(path).values() for step, file in steps.files.items()]
 
     def objections(self, tree: Tree) -> Mapping[Path, str]:
         """Why a msgpack file cannot hold some leaves: typed PRNG keys, unknown dtypes."""

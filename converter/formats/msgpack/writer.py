@@ -6,7 +6,7 @@ The bytes are those of ``flax.serialization.msgpack_serialize`` for the same nes
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -36,7 +36,7 @@ def write(tree: Tree, destination: FilePath, progress: Progress) -> Written:
       DestinationError: the destination exists, or the file system refused.
       RuntimeError: a leaf whose value is not what its spec announced; a defect of the source's reader.
     """
-    _refuse_unsupported(tree)
+    refuse(objections(tree))
     if os.path.lexists(destination):
         raise DestinationError(f"{destination} exists already")
     with whole_or_nothing(destination), destination.open("xb") as stream:
@@ -49,8 +49,8 @@ def objections(tree: Tree) -> dict[Path, str]:
     return {path: problem for path, leaf in tree.items() if (problem := _problem(path, leaf.spec))}
 
 
-def _refuse_unsupported(tree: Tree) -> None:
-    problems = objections(tree)
+def refuse(problems: Mapping[Path, str]) -> None:
+    """Raises ``UnsupportedCheckpoint`` with everything that ``objections`` found, if anything."""
     if problems:
         lines = [f"  {format_path(path)}: {problem}" for path, problem in problems.items()]
         raise UnsupportedCheckpoint(

@@ -29,6 +29,7 @@ from converter.formats.orbax.metadata import (
     refuse_shared_names,
 )
 from converter.formats.orbax.versions import versions
+from converter.formats.provenance import KEY, describe, read_record
 from converter.grid import Grid
 from converter.tree import Leaf, LeafKind, LeafSpec, Path, Tree, empty_spec, format_path
 
@@ -40,9 +41,15 @@ class OrbaxFormat:
     """Reads what Orbax 0.1 to 0.12 wrote, and writes the layout of 0.12.
 
     Neither jax nor Orbax is imported for either: the layout on disk is stable, the classes are not.
+
+    Args:
+      v1: write what ``orbax.checkpoint.v1.save`` does, a directory that holds the item, in the place of the item alone.
     """
 
     name = "orbax"
+
+    def __init__(self, *, v1: bool = False) -> None:
+        self._v1 = v1
 
     def sniff(self, path: FilePath) -> bool:
         """Whether ``path`` is an Orbax item, a directory of items or a directory of steps."""
@@ -64,7 +71,9 @@ class OrbaxFormat:
         """
         try:
             location = layout.locate(path, step, item)
-            _refuse_links_outside(location)
+            attached = layout.attached(location)
+            for directory in (location.directory, *(each.directory for each in attached.values())):
+                _refuse_links_outside(location.root, directory)
             metadata, inline = _read_metadata(location.directory)
             store = ArrayStore(location.directory, metadata.zarr3, metadata.all_stored)
             tree = Tree(_leaves(location.directory, metadata, inline, store))
@@ -83,7 +92,17 @@ class OrbaxFormat:
             kinds=dict(sorted({**dict.fromkeys(location.items, PYTREE), **location.others}.items())),
             shardings=partial(read_shardings, location.directory, metadata.entries),
             facts=facts,
+            metadata=_noted(location, metadata),
+            attached=attached,
         )
+
+    def items(self, path: FilePath, step: int | None = None) -> tuple[str, ...]:
+        """Names of the items of a step that are trees, where the user has a choice; see ``open`` for the errors."""
+        return layout.choices(path, step)
+
+    def step_names(self, path: FilePath) -> list[tuple[int, str]]:
+        """The steps of a directory and what they are called in it; none where it is one checkpoint itself."""
+        return layout.step_names(path)
 
     def objections(self, tree: Tree) -> Mapping[Path, str]:
         """Why Orbax cannot hold some leaves: dtypes that TensorStore lacks, arrays without elements, bytes …"""
@@ -110,7 +129,7 @@ class OrbaxFormat:
 
         Args:
           tree: the leaves; a few pieces of an array are in memory at a time.
-          destination: the item directory to make.
+          destination: the directory to make: the item, or that of a step or v1 checkpoint which holds it.
           progress: told of every leaf when it is done.
           final: where the caller will move ``destination`` to; Orbax notes a path in ``commit_success.txt``.
           writing: what the user wants of it.
@@ -119,20 +138,22 @@ class OrbaxFormat:
           UnsupportedCheckpoint: leaves that Orbax cannot hold, all of them listed; nothing has been written.
           DestinationError: the file system refused; nothing is left behind.
         """
+        from converter.formats.orbax.surroundings import surroundings
         from converter.formats.orbax.writer import save
 
-        return save(tree, destination, progress, final, writing)
+        around = surroundings(writing.attached, v1=self._v1, as_step=writing.as_step)
+        return save(tree, destination, progress, final, writing, around)
 
 
-def _refuse_links_outside(location: layout.Location) -> None:
-    """Follows every symlink of the item: TensorStore would read whatever file a received checkpoint links to.
+def _refuse_links_outside(root: FilePath, directory: FilePath) -> None:
+    """Follows every symlink of an item: TensorStore would read whatever file a received checkpoint links to.
 
     Raises:
       UnreadableCheckpoint: a link leaves the directory that the user named.
     """
-    first = os.path.realpath(location.directory)
-    if not FilePath(first).is_relative_to(location.root):
-        raise _outside(str(location.directory), first)
+    first = os.path.realpath(directory)
+    if not FilePath(first).is_relative_to(root):
+        raise _outside(str(directory), first)
     pending, seen = [first], {first}
     while pending:
         with os.scandir(pending.pop()) as entries:
@@ -140,7 +161,7 @@ def _refuse_links_outside(location: layout.Location) -> None:
                 target = entry.path
                 if entry.is_symlink():
                     target = os.path.realpath(entry.path)
-                    if not FilePath(target).is_relative_to(location.root):
+                    if not FilePath(target).is_relative_to(root):
                         raise _outside(entry.path, target)
                     if target in seen:
                         continue
@@ -226,11 +247,24 @@ def _facts(location: layout.Location, metadata: ItemMetadata, store: ArrayStore)
     committed = saved.get("commit_timestamp_nsecs")
     if isinstance(committed, int):
         yield "saved", datetime.fromtimestamp(committed // 10**9, UTC).isoformat()
-    for name, value in (
-        ("custom metadata", metadata.custom or saved.get("custom_metadata")),
-        ("metrics", saved.get("metrics")),
-    ):
+    noted = _noted(location, metadata)
+    record = read_record(noted)
+    if record is not None:
+        yield "converted from", describe(record)
+        noted = {name: value for name, value in noted.items() if name != KEY}
+    for name, value in (("custom metadata", noted), ("metrics", saved.get("metrics"))):
         if value:
             yield name, json.dumps(value, ensure_ascii=False)
     if location.unfinished:
         yield "unfinished saves", ", ".join(location.unfinished)
+
+
+def _noted(location: layout.Location, metadata: ItemMetadata) -> dict[str, Any]:
+    """The metadata that the user gave the step and the item; what is no dict gets a name."""
+    noted: dict[str, Any] = {}
+    for value in (location.saved.get("custom_metadata"), metadata.custom):
+        if isinstance(value, dict):
+            noted |= value
+        elif value:
+            noted["custom_metadata"] = value
+    return noted

@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
 
+from converter.formats.orbax.layout import COMMITTED
 from converter.formats.orbax.metadata import METADATA_FILE, SHARDING_FILE, SavedArray, sharding_key
 from converter.grid import Grid
 from converter.tree import IndexKey, LeafKind, LeafSpec, Path
 
 EMPTY_NAMES: Mapping[str, str] = {"none": "None", "dict": "Dict", "list": "List", "tuple": "Tuple", "node": "None"}
 """Orbax's names of empty nodes. ``node`` stands for an empty named tuple, whose class no file knows."""
-
-_HANDLER = "orbax.checkpoint._src.handlers.pytree_checkpoint_handler.PyTreeCheckpointHandler"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,24 +118,37 @@ def write_strings(directory: FilePath, texts: Mapping[str, str]) -> None:
         _dump(directory / "_strings.json", content)
 
 
-def write_commit(directory: FilePath, final: FilePath, started: int) -> None:
-    """``_CHECKPOINT_METADATA`` and ``commit_success.txt``: who saved when and where to.
+def write_commit(
+    directory: FilePath,
+    final: FilePath,
+    started: int,
+    handlers: str | Mapping[str, str],
+    custom: Mapping[str, Any],
+) -> None:
+    """``_CHECKPOINT_METADATA`` and ``commit_success.txt``: who saved what, when and where to.
 
     Args:
       started: ``time.time_ns()`` when the save began.
+      handlers: the class that reads the item, or those of all items by their names.
+      custom: what the user, or we, have to say of the checkpoint.
     """
     _dump(
         directory / "_CHECKPOINT_METADATA",
         {
-            "item_handlers": _HANDLER,
+            "item_handlers": handlers,
             "metrics": {},
             "performance_metrics": {},
             "init_timestamp_nsecs": started,
             "commit_timestamp_nsecs": time.time_ns(),
-            "custom_metadata": {},
+            "custom_metadata": dict(custom),
         },
     )
-    (directory / "commit_success.txt").write_text(f"Checkpoint commit was successful to {final}")
+    write_committed(directory, final)
+
+
+def write_committed(directory: FilePath, final: FilePath) -> None:
+    """``commit_success.txt``."""
+    (directory / COMMITTED).write_text(f"Checkpoint commit was successful to {final}")
 
 
 def _dump(file: FilePath, content: Mapping[str, Any]) -> None:

@@ -21,13 +21,19 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from converter.errors import SeveralItems, UnreadableCheckpoint, UsageError
+from converter.formats.checkpoint import Attached
 from converter.formats.orbax.metadata import LEGACY_FILE, METADATA_FILE, handler_of, read_step_metadata
 
 MANIFEST = "manifest.ocdbt"
-STEP_MARKERS = ("_CHECKPOINT_METADATA", "orbax.checkpoint", "commit_success.txt")
+INDICATOR = "orbax.checkpoint"
+COMMITTED = "commit_success.txt"
+STEP_MARKERS = ("_CHECKPOINT_METADATA", INDICATOR, COMMITTED)
 UNFINISHED = ".orbax-checkpoint-tmp"
 DEFAULT_ITEMS = ("default", "state", "pytree")
 """Items that Orbax itself names where the user gave no name: CheckpointManager, v1 ``save``, earlier v1 releases."""
+
+JSON_FILES = ("metadata", "data.json", "metrics")
+"""The file of a JSON item: as Orbax, its v1 and the metrics of a CheckpointManager call it."""
 
 _STEP_NAME = re.compile(r"(?:.*_)?(?P<step>\d+)")
 
@@ -119,6 +125,38 @@ def locate(path: FilePath, step: int | None = None, item: str | None = None) -> 
     return Location(directory / name, items=tuple(trees), item=name, others=others, saved=saved, **where)
 
 
+def choices(path: FilePath, step: int | None = None) -> tuple[str, ...]:
+    """Names of the items of a step that are trees; none where ``path`` or its step is an item itself.
+
+    Raises:
+      UnreadableCheckpoint, UsageError: as ``locate``.
+    """
+    root = FilePath(os.path.abspath(path))
+    if is_item(root) or UNFINISHED in root.name:
+        return ()
+    steps = {} if _is_marked(root) else _steps(root)
+    chosen = _choose_step(root, steps, step)
+    directory = root if chosen is None else steps[chosen][0]
+    return () if is_item(directory) else tuple(_items(directory, read_step_metadata(directory))[0])
+
+
+def step_names(path: FilePath) -> list[tuple[int, str]]:
+    """The steps below ``path`` and the names of their directories; none where it is an item or a step itself."""
+    steps = {} if is_item(path) or _is_marked(path) else _steps(path)
+    return [(step, child.name) for step, children in steps.items() for child in children]
+
+
+def attached(location: Location) -> dict[str, Attached]:
+    """What stands beside the chosen item and is no tree: JSON, and what ``_CHECKPOINT_METADATA`` knows a reader of."""
+    handlers = location.saved.get("item_handlers")
+    known = {name: str(text) for name, text in handlers.items()} if isinstance(handlers, dict) else {}
+    return {
+        name: Attached(location.directory.parent / name, kind, known.get(name, ""))
+        for name, kind in location.others.items()
+        if kind == "JSON" or name in known
+    }
+
+
 # Steps -----------------------------------------------------------------------------------------------------------
 
 
@@ -171,7 +209,7 @@ def _items(directory: FilePath, saved: Mapping[str, Any]) -> tuple[list[str], di
         # Orbax saves an item that is one array as a tree with one leaf of its own making, ``checkpoint``.
         if is_item(child) and handler != "ArrayCheckpointHandler":
             trees.append(child.name)
-        elif (child / "metadata").is_file() or (child / "metrics").is_file():
+        elif any((child / name).is_file() for name in JSON_FILES):
             others[child.name] = "JSON"
         else:
             others[child.name] = handler.removesuffix("CheckpointHandler").lower() or "of an unknown kind"

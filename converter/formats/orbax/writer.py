@@ -21,9 +21,16 @@ from converter.formats import decoding, zarr
 from converter.formats.checkpoint import PLAIN, Progress, Strategy, Writing, Written
 from converter.formats.chunks import chunk_bytes
 from converter.formats.ocdbt import MAX_INLINE_BYTES, write_database
-from converter.formats.orbax.describing import Described, write_commit, write_metadata, write_strings
+from converter.formats.orbax.describing import (
+    Described,
+    write_commit,
+    write_committed,
+    write_metadata,
+    write_strings,
+)
 from converter.formats.orbax.limits import refuse_unsupported
 from converter.formats.orbax.metadata import SavedArray, key_prefix
+from converter.formats.orbax.surroundings import ALONE, Surroundings, mark
 from converter.formats.sharing import SharedFiles
 from converter.formats.streaming import ARRAYS, digest_function, in_turn, leaf_pieces, whole_or_nothing
 from converter.grid import Axis, Chunk, Encoding, Grid
@@ -55,9 +62,14 @@ def strategies(tree: Tree, writing: Writing) -> dict[Path, Strategy]:
 
 
 def save(
-    tree: Tree, destination: FilePath, progress: Progress, final: FilePath | None = None, writing: Writing = PLAIN
+    tree: Tree,
+    destination: FilePath,
+    progress: Progress,
+    final: FilePath | None = None,
+    writing: Writing = PLAIN,
+    around: Surroundings = ALONE,
 ) -> Written:
-    """Saves ``tree`` as the item directory ``destination``; complete when it returns. See ``OrbaxFormat.write``.
+    """Saves ``tree`` as an item, in ``destination`` or as that; complete when it returns. See ``OrbaxFormat.write``.
 
     Raises:
       UnsupportedCheckpoint: leaves that Orbax cannot hold; nothing has been written.
@@ -67,9 +79,20 @@ def save(
     if os.path.lexists(destination):
         raise DestinationError(f"{destination} exists already")
     refuse_unsupported(tree)
+    final = FilePath(os.path.abspath(final or destination))
+    started = time.time_ns()
     with whole_or_nothing(destination):
         destination.mkdir()
-        return _Save(tree, destination, progress, writing).run(final or destination)
+        item = around.item_directory(destination)
+        item.mkdir(exist_ok=True)
+        written = _Save(tree, item, progress, writing).run()
+        attached = writing.attached if around.item else {}
+        around.attach(destination, attached)
+        for name in (around.item, *attached) if around.noted_inside else ():
+            write_committed(destination / name, final / name)
+        mark(destination, around)
+        write_commit(destination, final, started, around.handlers(attached), writing.metadata)
+        return written
 
 
 def _shared_grids(tree: Tree, writing: Writing) -> dict[Path, Grid]:
@@ -112,8 +135,7 @@ class _Save:
     values: dict[bytes, Chunk] = field(default_factory=dict)
     described: list[Described] = field(default_factory=list)
 
-    def run(self, final: FilePath) -> Written:
-        started = time.time_ns()
+    def run(self) -> Written:
         copy = self.writing.copy
         grids = {
             path: _with_small_chunks_inside(grid, copy) for path, grid in _shared_grids(self.tree, self.writing).items()
@@ -137,7 +159,7 @@ class _Save:
             elif path not in streamed:
                 self.described.append(Described(path, leaf.spec))
                 self.progress(0, 1)
-        self._finish(files, version, final, started)
+        self._finish(files, version)
         return self.written
 
     def _share(self, path: Path, leaf: Leaf, grid: Grid, version: str, files: SharedFiles, like: SavedArray) -> None:
@@ -168,7 +190,7 @@ class _Save:
             self.values[f"{prefix}{array.chunk_key(index)}".encode()] = chunk
         self.described.append(leaf)
 
-    def _finish(self, files: SharedFiles, version: str, final: FilePath, started: int) -> None:
+    def _finish(self, files: SharedFiles, version: str) -> None:
         self.written.linked, self.written.copied, self.written.unused = files.linked, files.copied, files.unused
         with _Sink(files.new_file) as sink:  # a source may have kept more inside of its index than we do
             for key, value in self.values.items():
@@ -179,7 +201,6 @@ class _Save:
         write_metadata(self.destination, self.described, zarr3=version == "zarr3", all_stored=complete)
         texts = {".".join(path): leaf.fetch() for path, leaf in self.tree.items() if leaf.spec.kind is LeafKind.TEXT}
         write_strings(self.destination, texts)
-        write_commit(self.destination, FilePath(os.path.abspath(final)), started)
 
 
 class _Sink:

@@ -70,7 +70,8 @@ class SafetensorsFormat:
     ) -> Written:
         """Writes ``tree`` as one file; see ``converter.formats.safetensors.writer.write``.
 
-        The file shares nothing with the source and has no compression, whatever ``writing`` wishes.
+        The file shares nothing with the source and has no compression, whatever ``writing`` wishes; its header
+        notes where it comes from.
 
         Raises:
           UnsupportedCheckpoint: leaves that safetensors cannot hold, such as typed PRNG keys.
@@ -78,4 +79,4 @@ class SafetensorsFormat:
         """
         from converter.formats.safetensors.writer import write
 
-        return write(tree, destination, progress)
+        return write(tree, destination, progress, writing.metadata)

@@ -19,11 +19,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from converter.formats.flat_names import SEPARATORS, separator_of
-from converter.formats.safetensors.header import METADATA, parse_json
+from converter.formats.safetensors.header import METADATA
+from converter.formats.strict_json import parse_json
 from converter.tree import EMPTY_TEXT, IndexKey, IntKey, Key, LeafKind, LeafSpec, Path, Tree, TupleKey
 
 TREE_KEY = "flax_convert.tree"
 """Where all this stands in the metadata."""
+
+RECORD_KEY = "flax_convert.from"
+"""Where the metadata say, as JSON, what the file was converted from; see ``converter.formats.provenance``."""
 
 SEPARATOR = "."
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path as FilePath
+from typing import Any
 
 from converter.errors import UnreadableCheckpoint
 from converter.formats import zarr
 from converter.formats.checkpoint import Checkpoint
 from converter.formats.flat_names import SEPARATORS, tree_of_names
+from converter.formats.provenance import KEY, describe, read_record
 from converter.formats.raw import raw_leaf
 from converter.formats.safetensors.files import Found, find_files
 from converter.formats.safetensors.header import Header, Stored
-from converter.formats.safetensors.names import TREE_KEY, Naming, read_naming
+from converter.formats.safetensors.names import RECORD_KEY, TREE_KEY, Naming, read_naming
+from converter.formats.strict_json import parse_json
 from converter.stored import Extent
 from converter.tree import Leaf, LeafKind, LeafSpec, Path, array_spec, empty_spec, path_order
 
@@ -25,12 +28,15 @@ def read_checkpoint(path: FilePath, format: str) -> Checkpoint:
     if len(found.headers) > 1:  # shards say nothing about the order of all
         leaves.sort(key=lambda leaf: path_order(leaf[0]))
     separator = next(iter(namings.values())).separator
+    noted = _noted(found)
+    record = _record(noted)
     return Checkpoint(
         path=path,
         location=found.location,
         format=format,
         tree=tree_of_names(found.location, leaves, separator),
-        facts=_facts(found, separator),
+        facts=_facts(found, separator, noted, record),
+        metadata={} if record is None else {KEY: record},
         files=(found.location, *found.headers),
     )
 
@@ -73,15 +79,31 @@ def _spec(stored: Stored, kind: str) -> LeafSpec:
     return array_spec(stored.dtype, stored.shape)
 
 
-def _facts(found: Found, separator: str) -> dict[str, str]:
+def _noted(found: Found) -> dict[str, str]:
+    """What the headers say beyond the tree."""
+    noted: dict[str, str] = {}
+    for header in found.headers.values():
+        noted |= {key: value for key, value in header.metadata.items() if key != TREE_KEY}
+    return noted
+
+
+def _record(noted: Mapping[str, str]) -> Mapping[str, Any] | None:
+    """Where the file comes from, if it says so in a form that can be read."""
+    try:
+        return read_record({KEY: parse_json(noted.get(RECORD_KEY, "null").encode())})
+    except ValueError:
+        return None
+
+
+def _facts(found: Found, separator: str, noted: Mapping[str, str], record: Mapping[str, Any] | None) -> dict[str, str]:
     facts = {"names": f"joined by {SEPARATORS[separator]}"}
     if found.location not in found.headers:
         facts["shards"] = str(len(found.headers))
     size = sum(file.stat().st_size for file in found.headers)
     facts["size of the file" if found.location in found.headers else "size of the files"] = f"{size} bytes"
-    noted: dict[str, str] = {}
-    for header in found.headers.values():
-        noted |= {key: value for key, value in header.metadata.items() if key != TREE_KEY}
+    if record is not None:
+        facts["converted from"] = describe(record)
+        noted = {key: value for key, value in noted.items() if key != RECORD_KEY}
     if noted:
         facts["metadata"] = ", ".join(f"{key} {value[:60]}" for key, value in sorted(noted.items()))
     return facts

@@ -5,9 +5,10 @@ For the same arrays and metadata the bytes are those of ``safetensors.numpy.save
 
 from __future__ import annotations
 
+import json
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -15,16 +16,19 @@ from converter import __version__
 from converter.errors import DestinationError, UnsupportedCheckpoint
 from converter.formats.checkpoint import Progress, Written
 from converter.formats.one_file import write_items
+from converter.formats.provenance import read_record
 from converter.formats.safetensors.header import can_hold, order, spell_header
-from converter.formats.safetensors.names import TREE_KEY, name_leaves
+from converter.formats.safetensors.names import RECORD_KEY, TREE_KEY, name_leaves
 from converter.formats.streaming import whole_or_nothing
 from converter.tree import Leaf, LeafKind, LeafSpec, Path, Tree, format_path
 
 
-def write(tree: Tree, destination: FilePath, progress: Progress) -> Written:
+def write(tree: Tree, destination: FilePath, progress: Progress, metadata: Mapping[str, Any] | None = None) -> Written:
     """Writes ``tree`` to ``destination``; a file that was not finished is removed.
 
-    ``progress`` is called with the bytes and leaves that were added since the last call.
+    Args:
+      progress: called with the bytes and leaves that were added since the last call.
+      metadata: what to note of the checkpoint itself; of this only the record of the conversion has a place.
 
     Raises:
       UnsupportedCheckpoint: leaves that safetensors cannot hold; found before writing.
@@ -34,7 +38,7 @@ def write(tree: Tree, destination: FilePath, progress: Progress) -> Written:
     _refuse_unsupported(tree)
     if os.path.lexists(destination):
         raise DestinationError(f"{destination} exists already")
-    header, ordered = _lay_out(tree)
+    header, ordered = _lay_out(tree, noted(metadata or {}))
     with whole_or_nothing(destination), destination.open("xb") as stream:
         items: list[tuple[Path, bytes | Leaf]] = [((), header), *ordered]
         written = write_items(stream.fileno(), items, _framing, _spell_number, progress)
@@ -42,18 +46,20 @@ def write(tree: Tree, destination: FilePath, progress: Progress) -> Written:
         return written
 
 
-def provenance() -> dict[str, str]:
-    """What the metadata say of the file itself. ``format`` is what Hugging Face's loaders ask for."""
-    return {"format": "flax", "flax_convert.version": __version__}
+def noted(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """What the header says of the file itself. ``format`` is what Hugging Face's loaders ask for."""
+    record = read_record(metadata)
+    text = {} if record is None else {RECORD_KEY: json.dumps(record, ensure_ascii=False, separators=(",", ":"))}
+    return {"format": "flax", "flax_convert.version": __version__, **text}
 
 
-def _lay_out(tree: Tree) -> tuple[bytes, list[tuple[Path, Leaf]]]:
+def _lay_out(tree: Tree, metadata: Mapping[str, str]) -> tuple[bytes, list[tuple[Path, Leaf]]]:
     """The header, and the leaves in the order of the file."""
     names, told = name_leaves(tree)
     dtypes = {path: _stored_dtype(tree[path]) for path in names}
     ordered = sorted(names, key=lambda path: order(names[path], dtypes[path]))
     arrays = ((names[path], dtypes[path], tree[path].spec.shape) for path in ordered)
-    header = spell_header(arrays, {**provenance(), TREE_KEY: told})
+    header = spell_header(arrays, {**metadata, TREE_KEY: told})
     return header, [(path, tree[path]) for path in ordered]
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path as FilePath
 from typing import Any, Literal, get_args
 
@@ -39,12 +42,21 @@ def read_rules(given: Given) -> RuleSet:
     if isinstance(given, RuleSet):
         return given
     if isinstance(given, Mapping):
-        return _Reader("the rules", None).read(given)
+        return _from_values(given)
     if isinstance(given, str) and ("\n" in given or "[[" in given):
         return _from_text(given, "the rules")
     if isinstance(given, str | os.PathLike):
         return _from_text(_file_text(os.fspath(given)), os.fspath(given))
-    return _Reader("the rules", None).read({"rule": given})
+    return _from_values({"rule": given})
+
+
+def _from_values(content: Mapping[str, Any]) -> RuleSet:
+    rules = _Reader("the rules", None).read(content)
+    return replace(rules, digest=_digest(json.dumps(content, sort_keys=True, default=str)))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 def _file_text(name: str) -> str:
@@ -79,7 +91,7 @@ def _from_text(text: str, name: str) -> RuleSet:
             f"{name}, line {line}, column {column}: no TOML: {_TOML_POSITION.sub('', message)}",
             "Strings need quotes, and every rule begins with [[rule]].",
         ) from None
-    return _Reader(name, TomlPlaces(text)).read(content)
+    return replace(_Reader(name, TomlPlaces(text)).read(content), digest=_digest(text))
 
 
 class _Reader:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from converter.rules.language.patterns import PathPattern, PatternIndex
@@ -52,11 +52,13 @@ class RuleSet:
       rules: the rules.
       default: what happens to leaves that none of them covers.
       source: the name of the file, or ``the rules``.
+      digest: sha256 of what was read.
     """
 
     rules: tuple[Rule, ...]
     default: Default = "refuse"
     source: str = "the rules"
+    digest: str = field(default="", compare=False)
 
     def collection_of(self, nnx_path: Path) -> str | None:
         """The collection that the rules give an NNX variable; None where they give none or several."""
