@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from converter.errors import ConverterError, ModelError
 from converter.models import Model
-from converter.proof.calls import Call, Outputs, Traced, array_inputs, linen_calls, needs_value, nnx_calls
+from converter.models.program import Calling, array_inputs
+from converter.proof.calls import Call, Outputs, Traced, linen_calls, needs_value, nnx_calls
 from converter.proof.outputs import (
     LIMITS,
     MARGIN,
@@ -64,13 +65,13 @@ class Trial:
         linen: Model,
         nnx: Model,
         inputs: Sequence[Any],
-        linen_kwargs: Mapping[str, Any],
-        nnx_kwargs: Mapping[str, Any],
+        linen_calling: Calling,
+        nnx_calling: Calling,
     ) -> None:
         self._linen, self._nnx = linen, nnx
         self._arrays, fill = array_inputs(inputs)
-        self._linen_calls = linen_calls(linen, fill, linen_kwargs)
-        self._make_nnx_calls = functools.partial(nnx_calls, nnx, fill, nnx_kwargs)
+        self._linen_calls = linen_calls(linen, fill, linen_calling)
+        self._make_nnx_calls = functools.partial(nnx_calls, nnx, fill, nnx_calling)
         self._nnx_calls: list[Call] = []
         self._doubles = True
         self._limit = LIMITS[0]

@@ -1,0 +1,273 @@
+"""Aligning two models: which variable is which, how sure that is, and what remains open."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from converter.models.program import Program
+from converter.rules.align.biases import paired_apart_from_biases
+from converter.rules.align.canonical import Sketch, additive
+from converter.rules.align.confidence import Confidence, confidence_of
+from converter.rules.align.correspondence import Group, Misfit, groups_of
+from converter.rules.align.elements import paired_elements
+from converter.rules.align.levels import Pairing, paired
+from converter.rules.align.recipes import Recipe
+from converter.rules.align.sketches import Sketches
+from converter.rules.align.unused import paired_by_name
+from converter.rules.align.views import Region
+from converter.rules.link import Name, format_name
+from converter.rules.matching.board import Piece
+from converter.rules.matching.evidence import Evidence
+from converter.rules.operations import REWRAP, Drop, fill_number
+from converter.training_state import PARAMS
+from converter.tree import LeafSpec
+
+Specs = Mapping[Name, LeafSpec]
+
+ONE_SIDED = "only {} adds it: it has to be zero"
+
+AMBIGUOUS_ADVICE = (
+    "Give inputs, or an output (--linen-output, --nnx-output), that tell them apart, or state these in a rule file "
+    "(--rules)."
+)
+UNUSED_ADVICE = (
+    "Align a call that uses them (a method, other inputs or keyword arguments), state them in a rule file (--rules), "
+    "or accept guesses from names (--allow-guess)."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Aligned:
+    """Variables that are each other's.
+
+    Attributes:
+      piece: their names and the operation.
+      confidence: how sure that is.
+      remark: what else is to be said; may be empty.
+      recipe: how the operation is made up; None where it is no cutting and joining.
+    """
+
+    piece: Piece
+    confidence: Confidence
+    remark: str = ""
+    recipe: Recipe | None = None
+
+
+@dataclass(slots=True)
+class Alignment:
+    """What is known of two models.
+
+    Attributes:
+      found: the groups, in the order of Linen's variables.
+      problems: one line for everything that is not known, with advice.
+      confirmed: whether running both models confirmed what was found.
+    """
+
+    found: list[Aligned] = field(default_factory=list)
+    problems: list[tuple[str, str]] = field(default_factory=list)
+    confirmed: bool = False
+
+    @property
+    def pieces(self) -> list[Piece]:
+        return [aligned.piece for aligned in self.found]
+
+
+def align(linen: Specs, nnx: Specs, evidence: Evidence, *, allow_guess: bool = False) -> Alignment:
+    """Finds out which variable of Linen is which of NNX from the calls of both models, and confirms it by running them.
+
+    Args:
+      linen, nnx: the variables of both models, without random state and arrays that are no Variables.
+      evidence: the calls.
+      allow_guess: accept also what names alone tell.
+    """
+    programs = evidence.programs()
+    if isinstance(programs, str):
+        return Alignment(problems=[(f"the models cannot be aligned: {programs}", "")])
+    best: Alignment | None = None
+    for sides in _ways(*programs):
+        alignment = _Attempt(sides, linen, nnx, evidence, allow_guess).alignment()
+        if alignment.confirmed and not alignment.problems:
+            return alignment
+        if best is None or _rank(alignment) < _rank(best):
+            best = alignment
+    assert best is not None
+    return best
+
+
+def _rank(alignment: Alignment) -> tuple[bool, int]:
+    return not alignment.confirmed, len(alignment.problems)
+
+
+def _ways(linen: Program, nnx: Sequence[Program]) -> Iterator[tuple[Sketches, Sketches, bool]]:
+    """The ways in which the calls are looked at, the most likely first."""
+    left = Sketches(linen)
+    right = [Sketches(program) for program in nnx]
+    for by_role in (False, True):
+        for other in right:
+            yield left, other, by_role
+
+
+class _Attempt:
+    """One way to look at the calls."""
+
+    def __init__(
+        self, way: tuple[Sketches, Sketches, bool], linen: Specs, nnx: Specs, evidence: Evidence, allow_guess: bool
+    ) -> None:
+        *sides, self._by_role = way
+        self._sides: tuple[Sketches, Sketches] = (sides[0], sides[1])
+        self._names = tuple(side.program.variables for side in self._sides)
+        self._specs = linen, nnx
+        self._evidence = evidence
+        self._allow_guess = allow_guess
+        self._result = Alignment()
+        self._done: tuple[set[Name], set[Name]] = set(), set()
+
+    def alignment(self) -> Alignment:
+        sketches = tuple(side.sketch(by_role=self._by_role) for side in self._sides)
+        pairing = self._paired(sketches[0], sketches[1])
+        groups, misfits = self._groups(pairing, sketches[0], sketches[1])
+        for group in groups:
+            self._take(group)
+        self._take_one_sided(pairing, sketches[0], sketches[1])
+        self._take_unused(sketches[0], sketches[1], groups)
+        self._refuse_misfits(misfits)
+        self._refuse_open(pairing)
+        self._refuse_rest(sketches[0], sketches[1])
+        order = {name: place for place, name in enumerate(self._specs[0])}
+        self._result.found.sort(key=lambda a: min((order[name] for name in a.piece.linen), default=len(order)))
+        if not self._result.problems:
+            objection = self._evidence.confirm(self._result.pieces)
+            self._result.confirmed = not objection
+            if objection:
+                text = f"what was read off the computation does not give the same outputs: {objection}"
+                self._result.problems.append((text, "The models may not compute the same function."))
+        return self._result
+
+    def _paired(self, linen: Sketch, nnx: Sketch) -> Pairing:
+        pairing = paired(linen, nnx)
+        if len(pairing.pairs) == len(linen.leaves) == len(nnx.leaves) or self._by_role:
+            return pairing
+        known = paired_apart_from_biases(*self._sides)
+        return paired(linen, nnx, known) if known else pairing
+
+    def _groups(self, pairing: Pairing, linen: Sketch, nnx: Sketch) -> tuple[list[Group], list[Misfit]]:
+        elements = [(pair, paired_elements(linen.uses[pair.linen], nnx.uses[pair.nnx])) for pair in pairing.pairs]
+        groups, misfits = groups_of(
+            [(pair, own) for pair, own in elements if own is not None],
+            (self._sides[0].shapes, self._sides[1].shapes),
+        )
+        misfits += [
+            Misfit((pair.linen.variable,), (pair.nnx.variable,), "their elements correspond in no regular way")
+            for pair, own in elements
+            if own is None
+        ]
+        return groups, misfits
+
+    # Taking over -----------------------------------------------------------------------------------------------------
+
+    def _take(self, group: Group) -> None:
+        linen = tuple(self._names[0][number] for number in group.linen)
+        nnx = tuple(self._names[1][number] for number in group.nnx)
+        remark = "the call reads the first rows only; the others are in the same places" if group.extended else ""
+        piece = Piece(linen, nnx, group.operation)
+        self._add(Aligned(piece, confidence_of(group.level), remark, group.recipe))
+
+    def _add(self, aligned: Aligned) -> None:
+        self._result.found.append(aligned)
+        self._done[0].update(aligned.piece.linen)
+        self._done[1].update(aligned.piece.nnx)
+
+    def _take_one_sided(self, pairing: Pairing, linen: Sketch, nnx: Sketch) -> None:
+        """Biases that one side lacks, where nothing of the other side could be them."""
+        known = pairing.known()
+        free = [[r for r in sketch.leaves if r not in own] for sketch, own in zip((linen, nnx), known, strict=True)]
+        for side, sketch in enumerate((linen, nnx)):
+            only_added = set(additive(sketch))
+            sizes = {region.size for region in free[1 - side]}
+            own: dict[Name, list[Region]] = defaultdict(list)
+            for region in free[side]:
+                if region in only_added and region.size not in sizes:
+                    own[self._names[side][region.variable]].append(region)
+            for name, regions in own.items():
+                whole = sum(region.size for region in regions) == self._specs[side][name].size
+                if whole and name not in self._done[side] and name[0] == PARAMS:
+                    self._add(Aligned(self._one_sided(side, name), Confidence.TRACED, "zero"))
+
+    def _one_sided(self, side: int, name: Name) -> Piece:
+        reason = ONE_SIDED.format(("Linen", "NNX")[side])
+        if side == 0:
+            return Piece((name,), (), Drop(reason, 0.0))
+        return Piece((), (name,), fill_number(self._specs[1][name], 0.0, reason))
+
+    def _take_unused(self, linen: Sketch, nnx: Sketch, groups: Sequence[Group]) -> None:
+        if not self._allow_guess:
+            return
+        free = [
+            {name: spec for name, spec in specs.items() if name not in self._done[side] and name not in used}
+            for side, (specs, used) in enumerate(zip(self._specs, self._used(linen, nnx), strict=True))
+        ]
+        for left, right in paired_by_name(free[0], free[1], groups, (self._names[0], self._names[1])):
+            self._add(Aligned(Piece((left,), (right,), REWRAP), Confidence.GUESSED, "not used by the call"))
+
+    def _used(self, linen: Sketch, nnx: Sketch) -> tuple[set[Name], set[Name]]:
+        first, second = (
+            {names[region.variable] for region in sketch.leaves}
+            for names, sketch in zip(self._names, (linen, nnx), strict=True)
+        )
+        return first, second
+
+    # Refusing --------------------------------------------------------------------------------------------------------
+
+    def _refuse(self, text: str, advice: str) -> None:
+        self._result.problems.append((text, advice))
+
+    def _shown(self, side: int, numbers: Sequence[int]) -> str:
+        names = [format_name(self._names[side][number]) for number in dict.fromkeys(numbers)]
+        return ", ".join(names[:4]) + (f" … ({len(names)})" if len(names) > 4 else "")
+
+    def _settle(self, side: int, numbers: Sequence[int]) -> None:
+        self._done[side].update(self._names[side][number] for number in numbers)
+
+    def _refuse_misfits(self, misfits: Sequence[Misfit]) -> None:
+        for misfit in misfits:
+            left, right = self._shown(0, misfit.linen), self._shown(1, misfit.nnx)
+            self._refuse(f"{left} of Linen and {right} of NNX belong together, but {misfit.reason}", AMBIGUOUS_ADVICE)
+            self._settle(0, misfit.linen)
+            self._settle(1, misfit.nnx)
+
+    def _refuse_open(self, pairing: Pairing) -> None:
+        """What both calls use in a way that several variables share."""
+        known = pairing.known()
+        for members, others in pairing.open:
+            left = self._open(0, members, known[0])
+            right = self._open(1, others, known[1])
+            if left and right:
+                text = f"{self._shown(0, left)} of Linen can be any of {self._shown(1, right)} of NNX"
+                self._refuse(f"{text}: the computation uses them alike", AMBIGUOUS_ADVICE)
+                self._settle(0, left)
+                self._settle(1, right)
+
+    def _open(self, side: int, regions: Sequence[Region], known: Mapping[Region, int]) -> list[int]:
+        return [
+            region.variable
+            for region in regions
+            if region not in known and self._names[side][region.variable] not in self._done[side]
+        ]
+
+    def _refuse_rest(self, linen: Sketch, nnx: Sketch) -> None:
+        for side, used in enumerate(self._used(linen, nnx)):
+            own, other = ("Linen", "NNX") if side == 0 else ("NNX", "Linen")
+            for name, spec in self._specs[side].items():
+                if name in self._done[side]:
+                    continue
+                where = f"{format_name(name)}: {spec} of {own}"
+                if name in used:
+                    self._refuse(
+                        f"{where} plays a part in the computation that nothing of {other} plays", AMBIGUOUS_ADVICE
+                    )
+                else:
+                    self._refuse(
+                        f"{where} is not used by the call, so the computation does not tell what it is", UNUSED_ADVICE
+                    )
