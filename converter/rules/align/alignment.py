@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from converter.models.program import Program
 from converter.rules.align.biases import paired_apart_from_biases
@@ -12,10 +12,11 @@ from converter.rules.align.canonical import Sketch, additive
 from converter.rules.align.confidence import Confidence, confidence_of
 from converter.rules.align.correspondence import Group, Misfit, groups_of
 from converter.rules.align.elements import paired_elements
-from converter.rules.align.levels import Pairing, paired
+from converter.rules.align.levels import Level, Pairing, paired
 from converter.rules.align.recipes import Recipe
 from converter.rules.align.sketches import Sketches
 from converter.rules.align.unused import paired_by_name
+from converter.rules.align.uses import EACH
 from converter.rules.align.views import Region
 from converter.rules.link import Name, format_name
 from converter.rules.matching.board import Piece
@@ -27,6 +28,8 @@ from converter.tree import LeafSpec
 Specs = Mapping[Name, LeafSpec]
 
 ONE_SIDED = "only {} adds it: it has to be zero"
+
+SILENT = "the outputs do not depend on it, nor on others that are alike"
 
 AMBIGUOUS_ADVICE = (
     "Give inputs, or an output (--linen-output, --nnx-output), that tell them apart, or state these in a rule file "
@@ -47,12 +50,14 @@ class Aligned:
       confidence: how sure that is.
       remark: what else is to be said; may be empty.
       recipe: how the operation is made up; None where it is no cutting and joining.
+      level: how it was paired; None where it was not paired by the computation.
     """
 
     piece: Piece
     confidence: Confidence
     remark: str = ""
     recipe: Recipe | None = None
+    level: Level | None = None
 
 
 @dataclass(slots=True)
@@ -140,17 +145,20 @@ class _Attempt:
         if not self._result.problems:
             objection = self._evidence.confirm(self._result.pieces)
             self._result.confirmed = not objection
-            if objection:
+            if not objection:
+                self._doubt_silent(sketches[0])
+            else:
                 text = f"what was read off the computation does not give the same outputs: {objection}"
                 self._result.problems.append((text, "The models may not compute the same function."))
         return self._result
 
     def _paired(self, linen: Sketch, nnx: Sketch) -> Pairing:
-        pairing = paired(linen, nnx)
+        literal = [side.sketch(by_role=self._by_role, literally=True) for side in self._sides]
+        pairing = paired(linen, nnx, (literal[0], literal[1]))
         if len(pairing.pairs) == len(linen.leaves) == len(nnx.leaves) or self._by_role:
             return pairing
         known = paired_apart_from_biases(*self._sides)
-        return paired(linen, nnx, known) if known else pairing
+        return paired(linen, nnx, known=known) if known else pairing
 
     def _groups(self, pairing: Pairing, linen: Sketch, nnx: Sketch) -> tuple[list[Group], list[Misfit]]:
         elements = [(pair, paired_elements(linen.uses[pair.linen], nnx.uses[pair.nnx])) for pair in pairing.pairs]
@@ -165,6 +173,34 @@ class _Attempt:
         ]
         return groups, misfits
 
+    def _doubt_silent(self, linen: Sketch) -> None:
+        """Kernels paired by their place only that do not show in the outputs could be others that do not all the same.
+
+        What is combined element by element belongs to the kernels around it, and needs no proof of its own.
+        """
+        kernels = {
+            self._names[0][region.variable]
+            for region in linen.leaves
+            if any(use.role != EACH for use in linen.uses[region])
+        }
+        coarse = [
+            aligned
+            for aligned in self._result.found
+            if aligned.level in (Level.SKELETON, Level.CONTRACTIONS) and kernels & set(aligned.piece.linen)
+        ]
+        silent = [coarse[at] for at in sorted(self._evidence.silent([a.piece.linen for a in coarse]))] if coarse else []
+        shapes = Counter(map(self._shape, silent))
+        for aligned in silent:
+            if shapes[self._shape(aligned)] > 1:
+                place = self._result.found.index(aligned)
+                self._result.found[place] = replace(aligned, confidence=Confidence.GUESSED, remark=SILENT)
+                if not self._allow_guess:
+                    names = ", ".join(map(format_name, aligned.piece.linen[:3]))
+                    self._refuse(f"{names}: {SILENT}", UNUSED_ADVICE)
+
+    def _shape(self, aligned: Aligned) -> tuple[tuple[int, ...], ...]:
+        return tuple(sorted(tuple(sorted(self._specs[0][name].shape)) for name in aligned.piece.linen))
+
     # Taking over -----------------------------------------------------------------------------------------------------
 
     def _take(self, group: Group) -> None:
@@ -172,7 +208,7 @@ class _Attempt:
         nnx = tuple(self._names[1][number] for number in group.nnx)
         remark = "the call reads the first rows only; the others are in the same places" if group.extended else ""
         piece = Piece(linen, nnx, group.operation)
-        self._add(Aligned(piece, confidence_of(group.level), remark, group.recipe))
+        self._add(Aligned(piece, confidence_of(group.level), remark, group.recipe, group.level))
 
     def _add(self, aligned: Aligned) -> None:
         self._result.found.append(aligned)

@@ -7,6 +7,7 @@ sketches need not compute the same, and nothing that is found with them counts u
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +21,20 @@ from converter.rules.align.views import Region
 LAYOUT = frozenset({"reshape", "transpose", "broadcast_in_dim"})
 
 ORDERED = frozenset(
-    {"product", "scores", "convolution", "concatenate", "select_n", "cond", "while", "pow", "scatter", "gather"}
+    {
+        "product",
+        "scores",
+        "convolution",
+        "concatenate",
+        "select_n",
+        "cond",
+        "while",
+        "pow",
+        "scatter",
+        "gather",
+        "sub from",
+        "div from",
+    }
 )
 """Operations whose operands are not exchanged freely."""
 
@@ -68,14 +82,17 @@ class Sketch:
     removed: Mapping[Region, Sequence[Term]] = field(default_factory=dict)
 
 
-def sketch_of(results: Sequence[Node], *, by_role: bool = False, zeros: Collection[Region] = ()) -> Sketch:
+def sketch_of(
+    results: Sequence[Node], *, by_role: bool = False, zeros: Collection[Region] = (), literally: bool = False
+) -> Sketch:
     """The canonical form of what computes these results.
 
     Args:
       by_role: take one part that is used in several roles for several parts.
       zeros: parts that are only added to something, and are taken for zeros.
+      literally: keep constants and signs, for formulas that are written alike.
     """
-    sketcher = _Sketcher(Consumers(results), by_role, zeros)
+    sketcher = _Sketcher(Consumers(results), by_role, zeros, literally)
     sketcher.walk()
     return sketcher.finished(results)
 
@@ -109,8 +126,10 @@ def _live(results: Sequence[Term]) -> tuple[Term, ...]:
 
 
 class _Sketcher:
-    def __init__(self, consumers: Consumers, by_role: bool, zeros: Collection[Region]) -> None:
+    def __init__(self, consumers: Consumers, by_role: bool, zeros: Collection[Region], literally: bool) -> None:
         self.consumers = consumers
+        self._rules = _LITERAL_RULES if literally else _RULES
+        self._literally = literally
         self._by_role = by_role
         self._zeros = frozenset(zeros)
         self._removed: dict[Region, list[Term]] = {region: [] for region in zeros}
@@ -158,7 +177,8 @@ class _Sketcher:
 
     def _made(self, node: Node, parts: Mapping[int, Region]) -> Term:
         if node.depends == CONSTANT:
-            return self.constant
+            number = _number(node) if self._literally and node.is_real else None
+            return self.constant if number is None else self.term("constant", number)
         if node.operation == "view":
             return self._leaf(node.details.region)
         if node.operation == "input":
@@ -169,10 +189,10 @@ class _Sketcher:
         ]
         if node.operation in LAYOUT:
             return operands[0]
-        varying = [term for term in operands if term is not self.constant]
+        varying = [term for term in operands if term.depends != CONSTANT]
         if not node.is_real and node.operation in ELEMENTWISE and len(set(varying)) == 1:
             return varying[0]  # arithmetic on positions
-        rule = _RULES.get(node.operation)
+        rule = self._rules.get(node.operation)
         if rule is not None:
             return rule(self, node, operands, varying)
         return self.term(node.operation, _details(node), operands)
@@ -317,6 +337,37 @@ _RULES: Mapping[str, Rule] = {
     "gather": _gathered,
     "conv_general_dilated": _convolution,
 }
+
+
+def _literal(sketcher: _Sketcher, node: Node, operands: list[Term], varying: list[Term]) -> Term:
+    if node.operation in ("sub", "div"):
+        return sketcher.term(node.operation + " from", node.details, operands)
+    return sketcher.commuting(node.operation, operands)
+
+
+_LITERAL_RULES: Mapping[str, Rule] = {
+    **_RULES,
+    **dict.fromkeys(("add", "add_any", "sub", "mul", "div", "max", "min"), _literal),
+    "neg": _renamed("neg"),
+}
+
+
+def _number(node: Node) -> float | None:
+    """The number that a constant holds everywhere, to six digits; None where it holds several, or is not known."""
+    while node.operation in LAYOUT:
+        (node,) = node.operands
+    if node.value is None or math.prod(node.shape) > SMALL:
+        return None
+    import numpy as np
+
+    value = np.asarray(node.value()).reshape(-1)
+    if not value.size or (value != value[0]).any() or np.iscomplexobj(value):
+        return None
+    return float(f"{float(value[0]):.5e}")
+
+
+SMALL = 4096
+"""Larger constants are not looked at."""
 
 
 def is_nonlinear(term: Term) -> bool:

@@ -14,7 +14,7 @@ from converter.rules.align.recipes import Recipe, recipe_of
 from converter.rules.operations import Agree, Copies, Operation
 from converter.tree import LeafKind, LeafSpec
 
-CHECKED = 1 << 22
+CHECKED = 1 << 17
 """Groups of more elements are not checked element by element here, only by running the models."""
 
 Shapes = tuple[Mapping[int, Shape], Mapping[int, Shape]]

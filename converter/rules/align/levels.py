@@ -60,17 +60,27 @@ class Pairing:
 Refine = Callable[[Palette, Sketch, Colours], Mapping[Region, int]]
 
 
-def paired(linen: Sketch, nnx: Sketch, known: Iterable[Pair] = ()) -> Pairing:
-    """Pairs the parts of variables that two calls use; ``known`` are pairs to begin with."""
+def paired(
+    linen: Sketch, nnx: Sketch, literal: tuple[Sketch, Sketch] | None = None, known: Iterable[Pair] = ()
+) -> Pairing:
+    """Pairs the parts of variables that two calls use.
+
+    Args:
+      linen, nnx: the sketches of the calls.
+      literal: the same with constants and signs, which tell apart what else is alike.
+      known: pairs to begin with.
+    """
     pairing = Pairing(list(known))
     sketches = [(linen, nnx), (flattened(linen), flattened(nnx))]
-    for level, refine in _LEVELS:
-        for sides in sketches:
-            _pair_unique(pairing, sides, refine, level)
-            if level is Level.UNIQUE:
-                _pair_symmetric(pairing, sides)
-            if len(pairing.pairs) >= min(len(linen.leaves), len(nnx.leaves)):
-                return pairing
+    steps = [(level, refine, sides) for level, refine in _LEVELS for sides in sketches]
+    if literal is not None:
+        steps.insert(0, (Level.UNIQUE, refined, literal))
+    for level, refine, sides in steps:
+        _pair_unique(pairing, sides, refine, level)
+        if level is Level.UNIQUE:
+            _pair_symmetric(pairing, sides)
+        if len(pairing.pairs) >= min(len(linen.leaves), len(nnx.leaves)):
+            break
     return pairing
 
 

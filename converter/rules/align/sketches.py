@@ -22,9 +22,9 @@ class Sketches:
             # Variables that are used as a whole in one place and in parts in another are not cut: that tells nothing.
             self._results = Lowering(whole).program(program.closed, program.searched)
 
-    def sketch(self, *, by_role: bool = False, zeros: Collection[Region] = ()) -> Sketch:
+    def sketch(self, *, by_role: bool = False, zeros: Collection[Region] = (), literally: bool = False) -> Sketch:
         """The canonical form; see ``canonical.sketch_of``."""
-        return sketch_of(self._results, by_role=by_role, zeros=zeros)
+        return sketch_of(self._results, by_role=by_role, zeros=zeros, literally=literally)
 
     @property
     def shapes(self) -> dict[int, tuple[int, ...]]:
