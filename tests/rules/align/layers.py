@@ -1,4 +1,4 @@
-"""The parts of the NNX models of the alignment suite: written from formulas, with plain parameters, misleadingly named."""
+"""The parts of the NNX models of the alignment suite: written from formulas, under misleading names."""
 
 from __future__ import annotations
 
