@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import json
 import os
@@ -11,18 +10,23 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
-import typer
+import click
 
-from converter.errors import EXIT_DESTINATION, EXIT_INTERNAL, EXIT_INTERRUPTED, ConverterError
+from converter.errors import (
+    EXIT_DESTINATION,
+    EXIT_INTERNAL,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    ConverterError,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from converter.formats.checkpoint import Progress
     from converter.planning.plan import Plan
-
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 SECONDS_BETWEEN_LINES = 5.0
 """How often progress is reported where no bar can be drawn."""
@@ -52,36 +56,36 @@ def write_out(text: str) -> None:
         raise _OutputFailed(reason, "Write it to another place.") from error
 
 
-def reporting_errors(command: Command) -> Command:
-    """Makes a command print its errors without a traceback and leave with the documented exit code.
+@contextlib.contextmanager
+def reporting_errors(*, debug: bool = False, as_json: bool = False) -> Iterator[None]:
+    """Whatever goes wrong inside ends the program with an error message and the documented exit code.
 
-    The command's own ``debug`` and ``as_json`` arguments ask for the traceback, and for the error as JSON too.
+    Args:
+      debug: show the traceback too.
+      as_json: print the error as JSON on standard output too.
+
+    Raises:
+      SystemExit: always, save where nothing goes wrong.
     """
-
-    @functools.wraps(command)
-    def guarded(**arguments: Any) -> None:
-        debug, as_json = bool(arguments.get("debug")), bool(arguments.get("as_json"))
-        try:
-            command(**arguments)
-        except (typer.Exit, typer.Abort):
-            raise
-        except KeyboardInterrupt:
-            _say("interrupted; the destination was not touched")
-            raise typer.Exit(EXIT_INTERRUPTED) from None
-        except BrokenPipeError:
-            _close_output()  # the reader of our output went away (`| head`): not worth a word
-            raise typer.Exit(0) from None
-        except Exception as error:
-            if debug:
-                traceback.print_exc()
-            found = _as_error(error)
-            if as_json:
-                wanted = {"message": found.message, "advice": found.advice, "exit_code": found.exit_code}
-                print_json({"ok": False, **found.details, "error": wanted})
-            _say(f"{_red('error:')} {found}")
-            raise typer.Exit(found.exit_code) from None
-
-    return guarded  # type: ignore[return-value]
+    try:
+        yield
+    except click.exceptions.Exit as left:
+        raise SystemExit(left.exit_code) from None
+    except KeyboardInterrupt:
+        _say("interrupted; the destination was not touched")
+        raise SystemExit(EXIT_INTERRUPTED) from None
+    except BrokenPipeError:
+        _close_output()  # the reader of our output went away (`| head`): not worth a word
+        raise SystemExit(EXIT_OK) from None
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        found = _as_error(error)
+        if as_json:
+            wanted = {"message": found.message, "advice": found.advice, "exit_code": found.exit_code}
+            print_json({"ok": False, **found.details, "error": wanted})
+        _say(f"{_red('error:')} {found}")
+        raise SystemExit(found.exit_code) from None
 
 
 class _OutputFailed(ConverterError):
@@ -99,11 +103,19 @@ class _Defect(ConverterError):
 def _as_error(error: Exception) -> ConverterError:
     if isinstance(error, ConverterError):
         return error
+    if isinstance(error, click.UsageError):
+        return _as_usage_error(error)
     first = next(iter(str(error).splitlines()), "")
     return _Defect(
         f"unexpected {type(error).__name__}: {first}",
         "This is a defect of flax-convert: run again with --debug and report what it prints.",
     )
+
+
+def _as_usage_error(error: click.UsageError) -> UsageError:
+    context = error.ctx
+    usage = f"{context.get_usage()}\nTry '{context.command_path} -h' for help." if context else ""
+    return UsageError(error.format_message(), usage)
 
 
 def _close_output() -> None:

@@ -31,7 +31,7 @@ DISTURBING = (
     "TTY_COMPATIBLE",
     "TTY_INTERACTIVE",
 )
-"""Variables by which rich and typer are talked into colours and widths."""
+"""Variables by which rich is talked into colours and widths."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -83,8 +83,6 @@ def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
             patch.setattr(sys, "argv", ["flax-convert", *map(str, arguments)])
             patch.setattr(sys, "stdout", out)
             patch.setattr(sys, "stderr", err)
-            # Else the usage line says `python -m pytest`.
-            patch.setattr(sys.modules["__main__"], "__package__", None, raising=False)
             # What the user's own files leave behind must not reach the next run.
             patch.setattr(sys, "path", [*sys.path])
             for name in "models", "unlike":

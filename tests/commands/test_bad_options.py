@@ -36,6 +36,39 @@ def save(path: Path, variables: Mapping[str, Any]) -> None:
     path.write_bytes(serialization.msgpack_serialize(variables))
 
 
+# What the commands do not know ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "mentions"),
+    [
+        (("convert", "a", "b"), "'convert'"),
+        (("--verbose",), "--verbose"),
+        (("inspect",), "CKPT"),
+        (("verify", "a"), "DST"),
+        (("inspect", "a", "b"), "(b)"),
+        (("nnx-to-linen", "a", "b", "--nnx-style", "pure"), "--nnx-style"),
+        (("linen-to-nnx", "a", "b", "--optimizer", "a:b"), "--optimizer"),
+        (("verify", "a", "b", "--dry-run"), "--dry-run"),
+        (("linen-to-nnx", "a", "b", "--nnx-bundle", "list"), ("--nnx-bundle", "'list'", "'model-and-optimizer'")),
+        (("nnx-to-linen", "a", "b", "--verify", "twice"), ("--verify", "'twice'", "'quick'", "'full'")),
+        (("inspect", "a", "--step", "three"), ("--step", "'three'", "integer")),
+        (("verify", "a", "b", "--drop"), ("--drop", "argument")),
+        (("demo", "--quiet=yes"), "--quiet"),
+    ],
+)
+def test_wrong_usage(arguments: tuple[str, ...], mentions: Any, refuses: Any) -> None:
+    command = "" if arguments[0] in ("convert", "--verbose") else f" {arguments[0]}"
+    usage = (f"Usage: flax-convert{command} [OPTIONS]", f"Try 'flax-convert{command} -h' for help.")
+    refuses(2, *arguments, mentions=(*([mentions] if isinstance(mentions, str) else mentions), *usage))
+
+
+def test_no_arguments_at_all(cli: Any) -> None:
+    result = cli()
+    assert (result.code, result.err) == (2, "")
+    assert result.out == cli("--help").out
+
+
 # What a SPEC names ---------------------------------------------------------------------------------------------------
 
 UNREADABLE_SPECS = ("models", "models.py", ":factory", "models.py:", ":", "")
