@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from converter.rules.align.elements import Elements, Shape
 from converter.rules.align.layouts import Inexpressible
 from converter.rules.align.levels import Level, Pair
+from converter.rules.align.merging import merged_parts
 from converter.rules.align.recipes import Recipe, recipe_of
 from converter.rules.operations import Agree, Copies, Operation
 from converter.tree import LeafKind, LeafSpec
@@ -91,11 +92,17 @@ def _group(members: Paired, shapes: Shapes) -> Group:
     copies = _copies(every, shapes)
     if copies is not None:
         return replace(copies, level=level)
-    whole, extended = every, False
-    if len(every) == 1:
-        whole = [_extended(every[0], shapes)]
-        extended = whole != every
-    recipe = recipe_of(whole, shapes)
+    whole = merged_parts(every)
+    extended = False
+    if len(whole) == 1:
+        extended = whole[0] != (complete := _extended(whole[0], shapes))
+        whole = [complete]
+    try:
+        recipe = recipe_of(whole, shapes)
+    except Inexpressible:
+        if len(whole) == len(every):
+            raise
+        recipe = recipe_of(every, shapes)
     group = Group(recipe.linen, recipe.nnx, recipe.operation, level, extended, recipe)
     _check(group, whole, shapes)
     return group
