@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "align": "converter.aligning",
     "convert": "converter.api",
     "inspect": "converter.api",
     "plan": "converter.api",
@@ -19,6 +20,7 @@ _HOMES = {
     "nnx_to_linen": "converter.memory",
     "verify_outputs": "converter.memory",
     "state_translation": "converter.seed",
+    "AlignmentReport": "converter.aligning",
     "Inspection": "converter.inspection",
     "Options": "converter.options",
     "Plan": "converter.planning.plan",
@@ -36,6 +38,8 @@ _HOMES = {
 __all__ = [*_HOMES, "__version__"]
 
 if TYPE_CHECKING:
+    from converter.aligning import AlignmentReport as AlignmentReport
+    from converter.aligning import align as align
     from converter.api import convert as convert
     from converter.api import inspect as inspect
     from converter.api import plan as plan

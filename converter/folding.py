@@ -33,7 +33,7 @@ def fold(rows: Iterable[Row], plain: Collection[int] = ()) -> list[str]:
             position += 1
         else:  # a merged row has one number less: what stood before it is now at this position
             folded = merged
-    return _columns(folded)
+    return columns(folded)
 
 
 def _number(row: Row, position: int) -> str | None:
@@ -68,7 +68,9 @@ def _merged(members: list[Row], position: int, plain: Collection[int]) -> list[R
     return [_blank(members[0], position, "{" + shown + "}", plain)]
 
 
-def _columns(rows: list[Row]) -> list[str]:
+def columns(rows: Iterable[Row]) -> list[str]:
+    """Prints rows as aligned columns."""
+    rows = list(rows)
     widths: dict[int, int] = {}
     for row in rows:
         for column, cell in enumerate(row[:-1]):

@@ -39,6 +39,7 @@ LAYERS = [
     "report",
     "inspection",
     "options",
+    "aligning",
     "api",
     "memory",
     "seed",

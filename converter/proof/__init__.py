@@ -50,7 +50,7 @@ def evidence(
             return error.message
 
     trial = Trial(linen, nnx, inputs, of_linen, of_nnx)
-    return Evidence(traces, trial.confirm, trial.silent, programs)
+    return Evidence(traces, trial.confirm, trial.silent, programs, trial.shows)
 
 
 def _calling(given: Calling | Mapping[str, Any]) -> Calling:

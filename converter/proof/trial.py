@@ -193,6 +193,16 @@ class Trial:
                 break
         return frozenset(pending)
 
+    def shows(self) -> bool:
+        """Whether the outputs depend on the variables at all; cheaper than ``silent``, for one run of Linen's model."""
+        import jax
+
+        if not self._doubles:
+            return True
+        every = {0: [(v.collection, v.path) for v in self._linen.variables]}
+        with numbers(), jax.enable_x64(True):
+            return any(self._felt_by_change(point, every) for point in self._points)
+
     def _points_to_look_at(self) -> Iterator[Point]:
         """Where both models are known to agree; the last one is tried only if it is asked for."""
         yield from reversed(self._points)

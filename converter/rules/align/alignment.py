@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from converter.models import Model
 from converter.models.program import Program
 from converter.rules.align.biases import paired_apart_from_biases
 from converter.rules.align.canonical import Sketch, additive
@@ -29,7 +30,9 @@ Specs = Mapping[Name, LeafSpec]
 
 ONE_SIDED = "only {} adds it: it has to be zero"
 
-SILENT = "the outputs do not depend on it, nor on others that are alike"
+SILENT = "the outputs do not depend on it"
+
+_COARSE = (Level.SKELETON, Level.CONTRACTIONS)
 
 AMBIGUOUS_ADVICE = (
     "Give inputs, or an output (--linen-output, --nnx-output), that tell them apart, or state these in a rule file "
@@ -99,6 +102,16 @@ def align(linen: Specs, nnx: Specs, evidence: Evidence, *, allow_guess: bool = F
             best = alignment
     assert best is not None
     return best
+
+
+def align_models(linen: Model, nnx: Model, evidence: Evidence, *, allow_guess: bool = False) -> Alignment:
+    """The same for all variables of two models that are to be found in the other one."""
+    return align(searched(linen), searched(nnx), evidence, allow_guess=allow_guess)
+
+
+def searched(model: Model) -> dict[Name, LeafSpec]:
+    """The variables of a model without random state and arrays that are no Variables."""
+    return {(v.collection, v.path): v.spec for v in model.variables if not v.is_random_state and not v.is_plain}
 
 
 def _rank(alignment: Alignment) -> tuple[bool, int]:
@@ -176,27 +189,28 @@ class _Attempt:
     def _doubt_silent(self, linen: Sketch) -> None:
         """Kernels paired by their place only that do not show in the outputs could be others that do not all the same.
 
-        What is combined element by element belongs to the kernels around it, and needs no proof of its own.
+        What is combined element by element belongs to the kernels around it, and needs no proof of its own. Where
+        nothing shows at all, nothing is proved.
         """
         kernels = {
             self._names[0][region.variable]
             for region in linen.leaves
             if any(use.role != EACH for use in linen.uses[region])
         }
-        coarse = [
-            aligned
-            for aligned in self._result.found
-            if aligned.level in (Level.SKELETON, Level.CONTRACTIONS) and kernels & set(aligned.piece.linen)
-        ]
+        shown = [aligned for aligned in self._result.found if aligned.piece.linen and aligned.piece.nnx]
+        coarse = [a for a in shown if a.level in _COARSE and kernels & set(a.piece.linen)]
         silent = [coarse[at] for at in sorted(self._evidence.silent([a.piece.linen for a in coarse]))] if coarse else []
         shapes = Counter(map(self._shape, silent))
-        for aligned in silent:
-            if shapes[self._shape(aligned)] > 1:
-                place = self._result.found.index(aligned)
-                self._result.found[place] = replace(aligned, confidence=Confidence.GUESSED, remark=SILENT)
-                if not self._allow_guess:
-                    names = ", ".join(map(format_name, aligned.piece.linen[:3]))
-                    self._refuse(f"{names}: {SILENT}", UNUSED_ADVICE)
+        doubtful = [aligned for aligned in silent if shapes[self._shape(aligned)] > 1]
+        if shown and not self._evidence.shows():
+            doubtful = shown
+        for aligned in doubtful:
+            place = self._result.found.index(aligned)
+            self._result.found[place] = replace(aligned, confidence=Confidence.GUESSED, remark=SILENT)
+        if doubtful and not self._allow_guess:
+            names = ", ".join(format_name(name) for a in doubtful[:6] for name in a.piece.linen[:1])
+            more = " …" if len(doubtful) > 6 else ""
+            self._refuse(f"the outputs do not depend on these variables: {names}{more}", UNUSED_ADVICE)
 
     def _shape(self, aligned: Aligned) -> tuple[tuple[int, ...], ...]:
         return tuple(sorted(tuple(sorted(self._specs[0][name].shape)) for name in aligned.piece.linen))

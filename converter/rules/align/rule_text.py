@@ -57,14 +57,11 @@ class Written:
 
     @property
     def text(self) -> str:
+        """The rule as a rule file writes it."""
         comment = self.confidence.value + (f": {self.remark}" if self.remark else "")
         lines = ["[[rule]]" + ("" if self.confidence is Confidence.EXACT and not self.remark else f"  # {comment}")]
-        own = self.collection in COLLECTIONS
-        if self.linen is not None:
-            lines.append(_entry("linen", pattern_text(((self.collection,), *self.linen) if own else self.linen)))
-        if self.nnx is not None:
-            lines.append(_entry("nnx", pattern_text(self.nnx)))
-        if not own:
+        lines += [_entry(key, text) for key, text in (("linen", self.linen_text), ("nnx", self.nnx_text)) if text]
+        if self.collection not in COLLECTIONS:
             lines.append(_entry("collection", self.collection))
         if self.operations:
             lines.append(f"to_nnx = [{', '.join(json.dumps(text, ensure_ascii=False) for text in self.operations)}]")
@@ -72,15 +69,27 @@ class Written:
             lines += [_entry("fill", "zeros"), _entry("leaf", self.fill)]
         return "\n".join(lines) + "\n"
 
+    @property
+    def linen_text(self) -> str:
+        """The pattern of Linen; "" where there is none."""
+        if self.linen is None:
+            return ""
+        return pattern_text(((self.collection,), *self.linen) if self.collection in COLLECTIONS else self.linen)
+
+    @property
+    def nnx_text(self) -> str:
+        """The pattern of NNX; "" where there is none."""
+        return "" if self.nnx is None else pattern_text(self.nnx)
+
 
 def _entry(key: str, text: str) -> str:
     return f"{key} = {json.dumps(text, ensure_ascii=False)}"
 
 
-def rule_file(
+def rules_of(
     found: Sequence[Aligned], specs: tuple[Mapping[Name, LeafSpec], Mapping[Name, LeafSpec]]
-) -> tuple[str, list[str]]:
-    """The text of a rule file, folded over layers, and what it cannot state.
+) -> tuple[list[Written], list[str]]:
+    """The rules of an alignment, folded over layers, and what rules cannot state.
 
     Args:
       found: what belongs together.
@@ -94,8 +103,7 @@ def rule_file(
         except Inexpressible as error:
             names = " + ".join(map(format_name, aligned.piece.linen)) or " + ".join(map(format_name, aligned.piece.nnx))
             unstated.append(f"{names}: {error}")
-    folded = _folded(rules, tuple([path for _, path in side] for side in specs))
-    return "\n".join(["", *(rule.text for rule in folded)])[1:], unstated
+    return _folded(rules, tuple([path for _, path in side] for side in specs)), unstated
 
 
 def _rule(aligned: Aligned, specs: tuple[Mapping[Name, LeafSpec], Mapping[Name, LeafSpec]]) -> Written:

@@ -24,9 +24,11 @@ class Evidence:
         makes no difference what they are paired with. To be asked after a confirmation.
       programs: the traced call of the Linen model, and those of the NNX model in the ways in which it may be called
         (evaluating, and as it is); why there are none, if a call fails.
+      shows: whether the outputs depend on the variables at all. To be asked after a confirmation.
     """
 
     traces: Callable[[], tuple[Trace, Trace] | str]
     confirm: Callable[[Sequence[Piece]], str]
     silent: Callable[[Sequence[Sequence[Name]]], Collection[int]]
     programs: Callable[[], tuple[Program, Sequence[Program]] | str] = lambda: "the models cannot be called"
+    shows: Callable[[], bool] = lambda: True
