@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from converter.models import Model
 from converter.models.program import Program
-from converter.rules.align.biases import paired_apart_from_biases
+from converter.rules.align.biases import ApartFromBiases, paired_apart_from_biases
 from converter.rules.align.canonical import Sketch, additive
 from converter.rules.align.confidence import Confidence, confidence_of
 from converter.rules.align.correspondence import Group, Misfit, groups_of
 from converter.rules.align.elements import paired_elements
-from converter.rules.align.levels import Level, Pairing, paired
+from converter.rules.align.levels import Level, Pair, Pairing, paired
 from converter.rules.align.recipes import Recipe
 from converter.rules.align.sketches import Sketches
+from converter.rules.align.trying import TRIES, choices
 from converter.rules.align.unused import paired_by_name
 from converter.rules.align.uses import EACH
 from converter.rules.align.views import Region
@@ -94,14 +97,28 @@ def align(linen: Specs, nnx: Specs, evidence: Evidence, *, allow_guess: bool = F
     if isinstance(programs, str):
         return Alignment(problems=[(f"the models cannot be aligned: {programs}", "")])
     best: Alignment | None = None
-    for sides in _ways(*programs):
-        alignment = _Attempt(sides, linen, nnx, evidence, allow_guess).alignment()
+    for attempt in _attempts(_ways(*programs), (linen, nnx), evidence, allow_guess):
+        alignment = attempt.alignment()
         if alignment.confirmed and not alignment.problems:
             return alignment
         if best is None or _rank(alignment) < _rank(best):
             best = alignment
     assert best is not None
     return best
+
+
+def _attempts(
+    ways: Iterable[Way], specs: tuple[Specs, Specs], evidence: Evidence, allow_guess: bool
+) -> Iterator[_Attempt]:
+    """All ways to look at the calls; after these the choices that the first one leaves."""
+    first = None
+    for way in ways:
+        attempt = _Attempt(way, specs, evidence, allow_guess)
+        first = first or attempt
+        yield attempt
+    assert first is not None
+    for pairs in itertools.islice(first.choices(), TRIES):
+        yield _Attempt(first.way, specs, evidence, allow_guess, pairs)
 
 
 def align_models(linen: Model, nnx: Model, evidence: Evidence, *, allow_guess: bool = False) -> Alignment:
@@ -118,7 +135,11 @@ def _rank(alignment: Alignment) -> tuple[bool, int]:
     return not alignment.confirmed, len(alignment.problems)
 
 
-def _ways(linen: Program, nnx: Sequence[Program]) -> Iterator[tuple[Sketches, Sketches, bool]]:
+Way = tuple[Sketches, Sketches, bool]
+"""Both calls, and whether parts are told apart by their roles."""
+
+
+def _ways(linen: Program, nnx: Sequence[Program]) -> Iterator[Way]:
     """The ways in which the calls are looked at, the most likely first."""
     left = Sketches(linen)
     right = [Sketches(program) for program in nnx]
@@ -131,20 +152,50 @@ class _Attempt:
     """One way to look at the calls."""
 
     def __init__(
-        self, way: tuple[Sketches, Sketches, bool], linen: Specs, nnx: Specs, evidence: Evidence, allow_guess: bool
+        self,
+        way: Way,
+        specs: tuple[Specs, Specs],
+        evidence: Evidence,
+        allow_guess: bool,
+        chosen: Sequence[Pair] = (),
     ) -> None:
-        *sides, self._by_role = way
-        self._sides: tuple[Sketches, Sketches] = (sides[0], sides[1])
+        self.way = way
+        self._sides = way[:2]
         self._names = tuple(side.program.variables for side in self._sides)
-        self._specs = linen, nnx
+        self._specs = specs
         self._evidence = evidence
         self._allow_guess = allow_guess
+        self._chosen = chosen
         self._result = Alignment()
         self._done: tuple[set[Name], set[Name]] = set(), set()
 
+    @functools.cached_property
+    def _sketches(self) -> tuple[Sketch, Sketch]:
+        linen, nnx = (side.sketch(by_role=self.way[2]) for side in self._sides)
+        return linen, nnx
+
+    @functools.cached_property
+    def _pairing(self) -> Pairing:
+        linen, nnx = self._sketches
+        if self._chosen:
+            return paired(linen, nnx, known=self._chosen)
+        literal = [side.sketch(by_role=self.way[2], literally=True) for side in self._sides]
+        pairing = paired(linen, nnx, (literal[0], literal[1]))
+        if len(pairing.pairs) == len(linen.leaves) == len(nnx.leaves) or self.way[2]:
+            return pairing
+        known = self._apart_from_biases.pairs
+        return paired(linen, nnx, known=known) if known else pairing
+
+    @functools.cached_property
+    def _apart_from_biases(self) -> ApartFromBiases:
+        return paired_apart_from_biases(*self._sides)
+
+    def choices(self) -> Iterator[list[Pair]]:
+        """The pairs, with each of the choices that are left open."""
+        return choices(*self._sketches, self._pairing.pairs) if self._pairing.open else iter(())
+
     def alignment(self) -> Alignment:
-        sketches = tuple(side.sketch(by_role=self._by_role) for side in self._sides)
-        pairing = self._paired(sketches[0], sketches[1])
+        sketches, pairing = self._sketches, self._pairing
         groups, misfits = self._groups(pairing, sketches[0], sketches[1])
         for group in groups:
             self._take(group)
@@ -164,14 +215,6 @@ class _Attempt:
                 text = f"what was read off the computation does not give the same outputs: {objection}"
                 self._result.problems.append((text, "The models may not compute the same function."))
         return self._result
-
-    def _paired(self, linen: Sketch, nnx: Sketch) -> Pairing:
-        literal = [side.sketch(by_role=self._by_role, literally=True) for side in self._sides]
-        pairing = paired(linen, nnx, (literal[0], literal[1]))
-        if len(pairing.pairs) == len(linen.leaves) == len(nnx.leaves) or self._by_role:
-            return pairing
-        known = paired_apart_from_biases(*self._sides)
-        return paired(linen, nnx, known=known) if known else pairing
 
     def _groups(self, pairing: Pairing, linen: Sketch, nnx: Sketch) -> tuple[list[Group], list[Misfit]]:
         elements = [(pair, paired_elements(linen.uses[pair.linen], nnx.uses[pair.nnx])) for pair in pairing.pairs]
@@ -198,7 +241,7 @@ class _Attempt:
             if any(use.role != EACH for use in linen.uses[region])
         }
         shown = [aligned for aligned in self._result.found if aligned.piece.linen and aligned.piece.nnx]
-        coarse = [a for a in shown if a.level in _COARSE and kernels & set(a.piece.linen)]
+        coarse = [a for a in shown if a.level is Level.TRIED or (a.level in _COARSE and kernels & set(a.piece.linen))]
         silent = [coarse[at] for at in sorted(self._evidence.silent([a.piece.linen for a in coarse]))] if coarse else []
         shapes = Counter(map(self._shape, silent))
         doubtful = [aligned for aligned in silent if shapes[self._shape(aligned)] > 1]
@@ -233,12 +276,14 @@ class _Attempt:
         """Biases that one side lacks, where nothing of the other side could be them."""
         known = pairing.known()
         free = [[r for r in sketch.leaves if r not in own] for sketch, own in zip((linen, nnx), known, strict=True)]
-        for side, sketch in enumerate((linen, nnx)):
+        complete = not free[0] and not free[1]
+        for side, sketch in () if complete else enumerate((linen, nnx)):
             only_added = set(additive(sketch))
+            alone = self._apart_from_biases.alone[side]
             sizes = {region.size for region in free[1 - side]}
             own: dict[Name, list[Region]] = defaultdict(list)
             for region in free[side]:
-                if region in only_added and region.size not in sizes:
+                if region in alone or (region in only_added and region.size not in sizes):
                     own[self._names[side][region.variable]].append(region)
             for name, regions in own.items():
                 whole = sum(region.size for region in regions) == self._specs[side][name].size

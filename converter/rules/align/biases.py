@@ -7,7 +7,7 @@ was added; and what is added at a place of one side only has to be zero.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from converter.rules.align.canonical import Sketch, additive
 from converter.rules.align.levels import Level, Pair, paired
@@ -18,12 +18,25 @@ from converter.rules.align.views import Region
 from converter.training_state import PARAMS
 
 
-def paired_apart_from_biases(linen: Sketches, nnx: Sketches) -> list[Pair]:
+@dataclass(frozen=True, slots=True)
+class ApartFromBiases:
+    """What can be told with all biases taken for zeros.
+
+    Attributes:
+      pairs: pairs of parts.
+      alone: the biases of Linen and of NNX in the places of which the other side adds nothing.
+    """
+
+    pairs: tuple[Pair, ...] = ()
+    alone: tuple[frozenset[Region], frozenset[Region]] = (frozenset(), frozenset())
+
+
+def paired_apart_from_biases(linen: Sketches, nnx: Sketches) -> ApartFromBiases:
     """Pairs of parts as far as they can be told with all biases taken for zeros."""
     stripped = linen.sketch(zeros=_biases(linen)), nnx.sketch(zeros=_biases(nnx))
     pairing = paired(*stripped)
     if not pairing.isomorphic:
-        return []
+        return ApartFromBiases()
     known = pairing.known()
     palette = Palette()
     left, right = (classes(_places(palette, sketch, numbers)) for sketch, numbers in zip(stripped, known, strict=True))
@@ -32,7 +45,13 @@ def paired_apart_from_biases(linen: Sketches, nnx: Sketches) -> list[Pair]:
         for colour, members in left.items()
         if len(members) == len(right.get(colour, ())) == 1
     ]
-    return [replace(pair, level=_level(pair.level)) for pair in pairing.pairs] + biases
+    alone = (
+        frozenset(region for colour, members in own.items() if colour not in other for region in members)
+        for own, other in ((left, right), (right, left))
+    )
+    first, second = alone
+    pairs = (replace(pair, level=_level(pair.level)) for pair in pairing.pairs)
+    return ApartFromBiases((*pairs, *biases), (first, second))
 
 
 def _level(level: Level) -> Level:

@@ -34,4 +34,6 @@ _MEANINGS = {
 
 def confidence_of(level: Level) -> Confidence:
     """How sure a confirmed pair of that level is."""
+    if level is Level.TRIED:
+        return Confidence.NUMERIC
     return Confidence.EXACT if level is Level.UNIQUE else Confidence.TRACED

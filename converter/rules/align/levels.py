@@ -26,6 +26,7 @@ class Level(enum.Enum):
     APART_FROM_BIASES = "the only one that is used in this way, if biases that one side lacks are zero"
     SKELETON = "the only one at this place among all variables"
     CONTRACTIONS = "the only one at this place among the products"
+    TRIED = "one of several, told by running both models"
 
 
 @dataclass(frozen=True, slots=True)
