@@ -35,7 +35,7 @@ ONE_SIDED = "only {} adds it: it has to be zero"
 
 SILENT = "the outputs do not depend on it"
 
-_COARSE = (Level.SKELETON, Level.CONTRACTIONS)
+_COARSE = (Level.SKELETON, Level.CONTRACTIONS, Level.WITHOUT_INPUTS)
 
 AMBIGUOUS_ADVICE = (
     "Give inputs, or an output (--linen-output, --nnx-output), that tell them apart, or state these in a rule file "

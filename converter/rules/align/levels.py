@@ -26,6 +26,7 @@ class Level(enum.Enum):
     APART_FROM_BIASES = "the only one that is used in this way, if biases that one side lacks are zero"
     SKELETON = "the only one at this place among all variables"
     CONTRACTIONS = "the only one at this place among the products"
+    WITHOUT_INPUTS = "the only one at this place among the products, whatever the inputs are used for"
     TRIED = "one of several, told by running both models"
 
 
@@ -117,8 +118,13 @@ def _contractions(palette: Palette, sketch: Sketch, colours: Colours) -> Mapping
     return coarsely_refined(palette, skeleton_of(sketch, contractions_only=True), colours)
 
 
+def _without_inputs(palette: Palette, sketch: Sketch, colours: Colours) -> Mapping[Region, int]:
+    return coarsely_refined(palette, skeleton_of(sketch, contractions_only=True, inputs=False), colours)
+
+
 _LEVELS: tuple[tuple[Level, Refine], ...] = (
     (Level.UNIQUE, refined),
     (Level.SKELETON, _skeleton),
     (Level.CONTRACTIONS, _contractions),
+    (Level.WITHOUT_INPUTS, _without_inputs),
 )

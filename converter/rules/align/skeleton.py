@@ -66,13 +66,14 @@ class Skeleton:
     attached: Sequence[Attached]
 
 
-def skeleton_of(sketch: Sketch, *, contractions_only: bool) -> Skeleton:
+def skeleton_of(sketch: Sketch, *, contractions_only: bool, inputs: bool = True) -> Skeleton:
     """The skeleton of a call.
 
     Args:
       contractions_only: make places of products alone, and attach what is combined element by element to them.
+      inputs: make places of the inputs too. One model may look at a mask where another one knows it.
     """
-    builder = _Builder(contractions_only)
+    builder = _Builder(contractions_only, inputs)
     for term in sketch.terms:
         builder.add(term)
     for place, result in enumerate(sketch.results):
@@ -81,8 +82,9 @@ def skeleton_of(sketch: Sketch, *, contractions_only: bool) -> Skeleton:
 
 
 class _Builder:
-    def __init__(self, contractions_only: bool) -> None:
+    def __init__(self, contractions_only: bool, inputs: bool) -> None:
         self._contractions_only = contractions_only
+        self._inputs = inputs
         self.places: list[Place] = []
         self.attached: list[Attached] = []
         self._reach: list[int] = []  # for each place the places in front of it and itself, as bits
@@ -96,7 +98,8 @@ class _Builder:
         if term.depends == VARIABLE:
             self._inside[term.number] = self._regions(term)
         elif term.operation == "input":
-            self._front[term.number] = {self._place(("input", term.details), {}): STRAIGHT}
+            front = {self._place(("input", term.details), {}): STRAIGHT} if self._inputs else {}
+            self._front[term.number] = front
         else:
             self._computed(term)
 
