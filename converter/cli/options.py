@@ -123,6 +123,7 @@ LINEN_OUTPUT = _value(
 )
 NNX_OUTPUT = _value("--nnx-output", "PATH", "The same for the NNX call.", default="")
 ALLOW_GUESS = _flag("--allow-guess", text="Accept what only names tell, of variables that the calls do not use.")
+OVERWRITE = _flag("--force", text="Replace FILE if it exists.")
 TO_FILE = click.Option(["-o", "--output"], metavar="FILE", type=FilePath, help="Write a rule file for --rules.")
 
 SRC = Argument("src", "The checkpoint to read; it is never written to.")
@@ -160,9 +161,9 @@ COMPARE: Sections = {
     "Output": OUTPUT,
 }
 ALIGN: Sections = {
-    "Models": (LINEN_MODEL, NNX_MODEL),
+    "Models": (NNX_MODEL, LINEN_MODEL),
     "Calls": (*CALLS, LINEN_METHOD, NNX_METHOD, LINEN_OUTPUT, NNX_OUTPUT),
-    "Result": (TO_FILE, FORCE, ALLOW_GUESS),
+    "Result": (TO_FILE, OVERWRITE, ALLOW_GUESS),
     "Output": (JSON, QUIET, DEBUG, HELP),
 }
 DEMO: Sections = {

@@ -95,7 +95,7 @@ def align(linen: Specs, nnx: Specs, evidence: Evidence, *, allow_guess: bool = F
     """
     programs = evidence.programs()
     if isinstance(programs, str):
-        return Alignment(problems=[(f"the models cannot be aligned: {programs}", "")])
+        return Alignment(problems=[(programs, "")])
     best: Alignment | None = None
     for attempt in _attempts(_ways(*programs), (linen, nnx), evidence, allow_guess):
         alignment = attempt.alignment()

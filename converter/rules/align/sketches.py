@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 
 from converter.models.program import Program
-from converter.rules.align.canonical import Sketch, sketch_of
+from converter.rules.align.canonical import Sketch, Term, sketch_of
 from converter.rules.align.lowering import Lowering
 from converter.rules.align.views import Region
 
@@ -17,7 +17,8 @@ class Sketches:
     def __init__(self, program: Program) -> None:
         self.program = program
         self._results = Lowering().program(program.closed, program.searched)
-        whole = _used_whole_and_in_parts(sketch_of(self._results).leaves)
+        literal = sketch_of(self._results, literally=True)
+        whole = _used_whole_and_in_parts(literal.leaves) | _rotated(literal)
         if whole:
             # Variables that are used as a whole in one place and in parts in another are not cut: that tells nothing.
             self._results = Lowering(whole).program(program.closed, program.searched)
@@ -48,3 +49,21 @@ def _within(small: Region, large: Region) -> bool:
     """Whether elements of the one are elements of the other, as far as their ends tell."""
     first, last = large.offset, large.offset + sum((size - 1) * stride for size, stride in large.runs)
     return first <= small.offset and small.offset + sum((s - 1) * stride for s, stride in small.runs) <= last
+
+
+def _rotated(sketch: Sketch) -> set[int]:
+    """The variables that are used in two halves, each of them twice: rotary positions turn the halves of each head.
+
+    Another model may turn whole heads, so these are not cut.
+    """
+    users: dict[int, list[Term]] = defaultdict(list)
+    for term in sketch.terms:
+        for operand in dict.fromkeys(term.operands):
+            users[operand.number].append(term)
+    halves: dict[int, list[bool]] = defaultdict(list)
+    for region, leaf in sketch.leaves.items():
+        term = leaf
+        while len(users[term.number]) == 1 and users[term.number][0].operation in ("product", "add", "mul"):
+            (term,) = users[term.number]
+        halves[region.variable].append(term is not leaf and len(users[term.number]) == 2)
+    return {variable for variable, twice in halves.items() if twice == [True, True]}
