@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 
 from converter.models.program import Program
 from converter.rules.align.canonical import Sketch, Term, sketch_of
+from converter.rules.align.graph import INPUT
 from converter.rules.align.lowering import Lowering
 from converter.rules.align.views import Region
 
@@ -62,8 +63,16 @@ def _rotated(sketch: Sketch) -> set[int]:
             users[operand.number].append(term)
     halves: dict[int, list[bool]] = defaultdict(list)
     for region, leaf in sketch.leaves.items():
-        term = leaf
-        while len(users[term.number]) == 1 and users[term.number][0].operation in ("product", "add", "mul"):
-            (term,) = users[term.number]
-        halves[region.variable].append(term is not leaf and len(users[term.number]) == 2)
+        term, following = leaf, users[leaf.number]
+        while len(following) == 1 and _only_scales(following[0], term, leaf):
+            term, following = following[0], users[following[0].number]
+        halves[region.variable].append(term is not leaf and len(following) == 2)
     return {variable for variable, twice in halves.items() if twice == [True, True]}
+
+
+def _only_scales(user: Term, term: Term, leaf: Term) -> bool:
+    """Whether this is the product with a variable, or only adds or multiplies what does not depend on the inputs."""
+    if user.operation == "product":
+        return term is leaf
+    others = [operand for operand in user.operands if operand is not term]
+    return user.operation in ("add", "mul") and (term is leaf or all(other.depends < INPUT for other in others))
