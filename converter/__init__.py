@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "align": "converter.aligning",
     "convert": "converter.api",
     "diff": "converter.api",
     "inspect": "converter.api",
@@ -20,6 +21,7 @@ _HOMES = {
     "nnx_to_linen": "converter.memory",
     "verify_outputs": "converter.memory",
     "state_translation": "converter.seed",
+    "AlignmentReport": "converter.aligning",
     "Comparison": "converter.comparison",
     "Inspection": "converter.inspection",
     "Options": "converter.options",
@@ -38,6 +40,8 @@ _HOMES = {
 __all__ = [*_HOMES, "__version__"]
 
 if TYPE_CHECKING:
+    from converter.aligning import AlignmentReport as AlignmentReport
+    from converter.aligning import align as align
     from converter.api import convert as convert
     from converter.api import diff as diff
     from converter.api import inspect as inspect

@@ -34,7 +34,7 @@ class _Cut(NamedTuple):
 
 def fold(rows: Iterable[Row], plain: Collection[int] = ()) -> list[str]:
     """Prints rows as aligned columns; rows that differ only in one number become one row, as in ``folded``."""
-    return align([each.row for each in folded(rows, plain)])
+    return columns([each.row for each in folded(rows, plain)])
 
 
 def folded(rows: Iterable[Row], plain: Collection[int] = ()) -> list[Folded]:
@@ -113,7 +113,7 @@ def _merged(members: list[_Cut], position: int) -> list[_Cut]:
     return [_Cut(tuple(map(told, first)), tuple(sorted(each for row in members for each in row.members)))]
 
 
-def align(rows: Iterable[Row]) -> list[str]:
+def columns(rows: Iterable[Row]) -> list[str]:
     """Prints rows as aligned columns; a cell of more than 100 characters does not widen its column."""
     rows = list(rows)
     widths: dict[int, int] = {}

@@ -182,8 +182,14 @@ def read_nnx_model(given: Any) -> Model | None:
     return models.nnx_model(given) if is_module or not callable(given) else models.nnx_model_from_factory(given)
 
 
-def read_linen_model(given: Any, inputs: Sequence[Any] | None, kwargs: Mapping[str, Any]) -> Model | None:
+def read_linen_model(
+    given: Any, inputs: Sequence[Any] | None, kwargs: Mapping[str, Any], method: str = ""
+) -> Model | None:
     """A model from a Linen module, a factory, or the name of a factory, initialised abstractly on ``inputs``.
+
+    Args:
+      kwargs: keyword arguments of the call.
+      method: the method that is called; "" for ``__call__``.
 
     Raises:
       UsageError: there are no inputs.
@@ -207,11 +213,11 @@ def read_linen_model(given: Any, inputs: Sequence[Any] | None, kwargs: Mapping[s
         )
     # These two are arguments of apply; init has neither.
     call_kwargs = {name: value for name, value in kwargs.items() if name not in ("mutable", "rngs")}
-    return models.linen_model(given, inputs, call_kwargs)
+    return models.linen_model(given, inputs, call_kwargs, method or None)
 
 
 def read_inputs(given: Any) -> tuple[Any, ...] | None:
-    """Inputs from arrays, specs, texts such as ``float32[2,8]``, or a factory or the name of one.
+    """Inputs from arrays, specs, texts such as ``float32[2,8]`` or ``int32[2,8]<1000``, or a factory.
 
     Raises:
       UsageError: a text that cannot be read.
@@ -225,10 +231,27 @@ def read_inputs(given: Any) -> tuple[Any, ...] | None:
         given = user_code.call(f"making the inputs {getattr(given, '__name__', given)}", given)
     from converter.verification.outputs import random_inputs
 
-    values = list(given) if isinstance(given, list | tuple) else [given]
+    values = [_ranged(value) for value in (given if isinstance(given, list | tuple) else [given])]
     specs = {position: spec for position, value in enumerate(values) if (spec := _as_spec(value)) is not None}
     made = dict(zip(specs, random_inputs(list(specs.values())), strict=True))
     return tuple(made.get(position, value) for position, value in enumerate(values))
+
+
+_RANGE = re.compile(r"(?P<spec>[^<]*)<\s*(?P<limit>[0-9]{1,18})\s*")
+
+
+def _ranged(value: Any) -> Any:
+    """Random whole numbers below a limit from ``int32[2,8]<1000``; anything else as it is."""
+    match = _RANGE.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        return value
+    import jax.numpy as jnp
+    import numpy as np
+
+    spec, limit = parse_array_spec(match["spec"].strip()), int(match["limit"])
+    if limit < 1 or not jnp.issubdtype(spec.dtype, jnp.integer):
+        raise UsageError(f"cannot make whole numbers as in {value!r}", "Write it as in 'int32[2,8]<1000'.")
+    return jnp.asarray(np.random.default_rng(0).integers(0, limit, spec.shape)).astype(spec.dtype)
 
 
 def _as_spec(value: Any) -> LeafSpec | None:

@@ -42,6 +42,7 @@ LAYERS = [
     "inspection",
     "comparison",
     "options",
+    "aligning",
     "api",
     "memory",
     "seed",

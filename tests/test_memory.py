@@ -595,12 +595,24 @@ def test_wrong_leaves_are_refused_for_nnx(changes: Any, problem: str):
     [
         (nn.Dense(2), "params/kernel: expected float32[4,2] by the model, found float32[4,3]"),
         (nn.Dense(3, param_dtype=jnp.bfloat16), "params/bias: float32[3] in the checkpoint, bfloat16[3] in the model"),
-        (nn.Dense(3, use_bias=False), "params/bias: float32[3] in the checkpoint, no such variable in the Linen model"),
         (nn.DenseGeneral((3, 1)), "params/bias: expected float32[3,1] by the model, found float32[3]"),
     ],
 )
 def test_wrong_leaves_are_refused_for_linen(linen: Any, problem: str):
     assert problem in refused(nnx_to_linen, nnx.Linear(4, 3, rngs=rngs()), linen_module=linen, inputs=[X])
+
+
+def test_a_bias_that_linen_lacks_has_to_be_zero():
+    module = nnx.Linear(4, 3, rngs=rngs())
+    models = {"linen_module": nn.Dense(3, use_bias=False), "inputs": [X]}
+    assert_same_kernel(nnx_to_linen(module, **models), module)
+    module.bias.set_value(jnp.ones(3))
+    assert "bias: float32[3]" in refused(nnx_to_linen, module, **models)
+
+
+def assert_same_kernel(variables: Any, module: nnx.Linear) -> None:
+    assert list(variables["params"]) == ["kernel"]
+    assert (variables["params"]["kernel"] == module.kernel[...]).all()
 
 
 def test_all_wrong_leaves_are_refused_together():

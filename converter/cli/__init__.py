@@ -11,9 +11,9 @@ import click
 
 from converter import console
 from converter.cli.command import HELP, VERSION, Command, Group
-from converter.cli.options import COMPARE, DEMO, DIFF, INSPECT, LINEN_TO_NNX, NNX_TO_LINEN
+from converter.cli.options import ALIGN, COMPARE, DEMO, DIFF, INSPECT, LINEN_TO_NNX, NNX_TO_LINEN
 from converter.cli.reporting import reporting
-from converter.errors import EXIT_DIFFERENCE, EXIT_INPUT, UsageError
+from converter.errors import EXIT_DIFFERENCE, EXIT_INPUT, DestinationError, UsageError
 
 if TYPE_CHECKING:
     from converter.api import Verify
@@ -173,6 +173,43 @@ def diff_command(
         sys.exit(EXIT_DIFFERENCE)
 
 
+@app.command("align", cls=Command, sections=ALIGN)
+def align_command(
+    linen_model: str | None,
+    nnx_model: str | None,
+    output: FilePath | None,
+    force: bool,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Find out which variable of a Linen model is which of an NNX model, from their calls, and prove it.
+
+    Names do not matter, nor do fused, stacked, transposed or reshaped variables.
+    """
+    from converter.aligning import align
+
+    if linen_model is None or nnx_model is None:
+        raise UsageError("two models are needed", "Give both --linen-model and --nnx-model.")
+    if output is not None and output.exists() and not force:
+        raise DestinationError(f"{output} exists already", "Give another name, or --force to replace it.")
+    report = align(linen_model, nnx_model, **_read_calls(options))
+    if not report.ok and not as_json and not quiet:
+        console.write_out(report.text())
+    report.check()
+    if output is not None:
+        report.check_rules()
+        _write_text(output, report.rules)
+    console.show(report, as_json=as_json, quiet=quiet)
+
+
+def _write_text(path: FilePath, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise DestinationError(f"{path} cannot be written: {error.strerror}", "Give another name.") from error
+
+
 @app.command("demo", cls=Command, sections=DEMO)
 def demo(directory: FilePath | None) -> None:
     """Run the main job on real checkpoints: NNX to Linen and back, through Orbax and msgpack, outputs compared."""
@@ -183,17 +220,21 @@ def demo(directory: FilePath | None) -> None:
 
 def _read(given: dict[str, Any]) -> Options:
     """The options as ``converter.api`` takes them: most bear the same name and value on the command line."""
+    collections = _read_collections(given.pop("collection"))
+    return {**_read_calls(given), "collections": collections}  # type: ignore[return-value,typeddict-item]
+
+
+def _read_calls(given: dict[str, Any]) -> dict[str, Any]:
+    """The same for what the models are called with."""
     from converter.user_code import parse_kwargs
 
-    collections = _read_collections(given.pop("collection"))
     specs, inputs = given.pop("input"), given.pop("inputs")
     if specs and inputs:
         raise UsageError("--input and --inputs exclude each other", "Use --inputs alone for inputs of your own making.")
     if inputs is not None and ":" not in inputs:
         raise UsageError(f"cannot read --inputs {inputs!r}", "Write pkg.module:factory or path/to/file.py:factory.")
-    given |= {"collections": collections, "inputs": inputs or list(specs) or None}
-    given |= {name: parse_kwargs(given[name]) for name in ("linen_kwargs", "nnx_kwargs")}
-    return given  # type: ignore[return-value]
+    kwargs = {name: parse_kwargs(given[name]) for name in ("linen_kwargs", "nnx_kwargs")}
+    return {**given, **kwargs, "inputs": inputs or list(specs) or None}
 
 
 def _read_collections(texts: tuple[str, ...]) -> dict[str, str]:

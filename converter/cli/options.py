@@ -61,7 +61,9 @@ LINEN_MODEL = _value("--linen-model", "SPEC", "The Linen model, in the same way;
 OPTIMIZER = _value(
     "--optimizer", "SPEC", "A factory of the optax optimizer, for the empty members of a Linen opt_state."
 )
-INPUT = _values("--input", "SPEC", "One argument of the models' call, as in 'float32[2,8]'. Repeatable.")
+INPUT = _values(
+    "--input", "SPEC", "One argument of the models' call, as in 'float32[2,8]' or 'int32[2,8]<1000'. Repeatable."
+)
 INPUTS = _value("--inputs", "SPEC", "A factory of the tuple of the models' arguments.")
 LINEN_KWARGS = _value(
     "--linen-kwargs", "KWARGS", "Keyword arguments of the Linen call, as in 'train=False'.", default=""
@@ -149,6 +151,16 @@ VERBOSE = _flag("-v", "--verbose", text="Print the whole plan.")
 ALL_ROWS = _flag("-v", "--verbose", text="Print every difference.")
 DEBUG = _flag("--debug", text="Show the traceback of an error.")
 
+LINEN_METHOD = _value("--linen-method", "NAME", "The method of the Linen model to call.", default="")
+NNX_METHOD = _value("--nnx-method", "NAME", "The method of the NNX model to call.", default="")
+LINEN_OUTPUT = _value(
+    "--linen-output", "PATH", "The part of what the Linen call returns that counts, as in 'logits' or '0'.", default=""
+)
+NNX_OUTPUT = _value("--nnx-output", "PATH", "The same for the NNX call.", default="")
+ALLOW_GUESS = _flag("--allow-guess", text="Accept what only names tell, of variables that the calls do not use.")
+OVERWRITE = _flag("--force", text="Replace FILE if it exists.")
+TO_FILE = click.Option(["-o", "--output"], metavar="FILE", type=FilePath, help="Write a rule file for --rules.")
+
 SRC = Argument("src", "The checkpoint to read; it is never written to.")
 LEAVES = (PARAMS_ONLY, DROP, KEEP, COLLECTION, RULES, ALLOW_LOSSY)
 CALLS = (INPUT, INPUTS, LINEN_KWARGS, NNX_KWARGS)
@@ -188,6 +200,12 @@ DIFF: Sections = {
     "Reading A and B": (STEP_A, ITEM_A, STEP_B, ITEM_B, FILTER),
     "Comparing": (VALUES, MEMORY_BUDGET),
     "Output": (JSON, QUIET, ALL_ROWS, DEBUG, HELP),
+}
+ALIGN: Sections = {
+    "Models": (NNX_MODEL, LINEN_MODEL),
+    "Calls": (*CALLS, LINEN_METHOD, NNX_METHOD, LINEN_OUTPUT, NNX_OUTPUT),
+    "Result": (TO_FILE, OVERWRITE, ALLOW_GUESS),
+    "Output": (JSON, QUIET, DEBUG, HELP),
 }
 DEMO: Sections = {
     "Options": (

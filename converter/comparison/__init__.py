@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from converter.comparison.pairing import Pairing, Side, pair
 from converter.comparison.values import EQUAL, Distance, ValuesCompared, compare_pairs
 from converter.errors import UsageError
-from converter.folding import align, fold, fold_names
+from converter.folding import columns, fold, fold_names
 from converter.formats.checkpoint import Checkpoint, Progress
 from converter.inspection import is_chosen, refuse_unused
 from converter.opening import open_source
@@ -204,7 +204,7 @@ def _filtered(pairing: Pairing, filters: Sequence[PathGlob]) -> Pairing:
 
 
 def _section(title: str, rows: Iterable[tuple[str, ...]], most: int | None) -> list[str]:
-    lines = align(rows)
+    lines = columns(rows)
     shown = lines[:most]
     if len(shown) < len(lines):
         shown.append(f"… and {len(lines) - len(shown)} more (--verbose shows all)")

@@ -12,7 +12,7 @@ from converter.dialects import readings, unreadable
 from converter.dialects.dialect import FRAMEWORK_NAMES, Dialect
 from converter.dialects.nnx import WRAPPERS, NnxLayout
 from converter.errors import SeveralItems, UsageError
-from converter.folding import align, fold
+from converter.folding import columns, fold
 from converter.formats import open_checkpoint
 from converter.formats.checkpoint import Checkpoint, Sharding
 from converter.inspection.drawing import draw, grow, to_json
@@ -84,7 +84,7 @@ class Inspection:
         """
         shown = self.shown
         shardings = self.checkpoint.shardings()
-        header = align([*self._origin(), *self._content(shown), *self._facts(shardings)])
+        header = columns([*self._origin(), *self._content(shown), *self._facts(shardings)])
         noted = {path: str(sharding) for path, sharding in shardings.items()}
         if tree:
             drawn = draw(grow((path, (leaf.spec, noted.get(path, ""))) for path, leaf in shown.items()))

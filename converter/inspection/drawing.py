@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from converter.folding import align, fold_names
+from converter.folding import columns, fold_names
 from converter.inspection.totals import Total, added, total_of
 from converter.planning.wording import count
 from converter.tree import Key, LeafSpec, Path, format_path
@@ -51,8 +51,8 @@ def grow(leaves: Iterable[tuple[Path, Described]]) -> Node:
 def draw(root: Node) -> list[str]:
     """One line for each node, or for several that are equal; what they are stands in a column of its own."""
     if root.leaf is not None:
-        return align([_described(root)])
-    return align(_rows(root, None))
+        return columns([_described(root)])
+    return columns(_rows(root, None))
 
 
 def _rows(node: Node, indent: str | None) -> Iterator[tuple[str, ...]]:

@@ -36,7 +36,8 @@ def linen_model(
     rngs = {name: jax.random.key(0) for name in ("params", "dropout")}
 
     def make() -> Any:
-        return module.init(rngs, *_dummies(inputs), **(kwargs or {}))
+        called = {"method": method} if method else {}
+        return module.init(rngs, *_dummies(inputs), **called, **(kwargs or {}))
 
     with recording() as record:
         what = f"initialising the Linen model {type(module).__name__}"

@@ -66,7 +66,7 @@ def trace_linen(model: Model, inputs: Sequence[Any], kwargs: Mapping[str, Any] |
         rngs = {name: jax.random.key(0) for name in (PARAMS, "dropout")}
         attempts.append((apply, {"mutable": True, "rngs": rngs, **kwargs}))
     names = [(variable.collection, variable.path) for variable in variables]
-    values = [_struct(variable.spec) for variable in variables]
+    values = [struct_of(variable.spec) for variable in variables]
     return _trace("calling the Linen model", attempts, names, values, inputs)
 
 
@@ -173,7 +173,7 @@ def _holes(tree: Any, leaves: Callable[[Any], bool]) -> tuple[dict[int, Any], Ca
     return taken, fill
 
 
-def _struct(spec: LeafSpec) -> Any:
+def struct_of(spec: LeafSpec) -> Any:
     import jax
 
     if spec.kind is LeafKind.KEY:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from converter import user_code
 from converter.live import restore_nnx
 from converter.models import Model, ModelVariable, array_leaves, collection_of, raw_value, state_path
+from converter.models.program import Calling, named_outputs
 from converter.proof.double import run_doubled
-from converter.pytrees import pytree_path
 from converter.rules.link import Name
 from converter.training_state import PARAMS, RNG_COLLECTIONS, Held, Part, Slot, TrainingState
-from converter.tree import KEY_WORDS, Leaf, LeafKind, format_path, nest, numpy_dtype
+from converter.tree import KEY_WORDS, Leaf, LeafKind, nest, numpy_dtype
 
 if TYPE_CHECKING:
     pass
@@ -69,11 +69,13 @@ class Call:
     Args:
       what: what is being done, for messages.
       run: calls the model with its variables and with the arrays among its inputs.
+      output: the part of what it returns that counts; "" for all of it.
     """
 
-    def __init__(self, what: str, run: Callable[[Values, Sequence[Any]], Any]) -> None:
+    def __init__(self, what: str, run: Callable[[Values, Sequence[Any]], Any], output: str = "") -> None:
         self._what = what
         self._run = run
+        self._output = output
         self._traced: dict[object, Traced] = {}
 
     def traced(self, values: Values, inputs: Sequence[Any]) -> Traced:
@@ -94,10 +96,9 @@ class Call:
 
         def run(*arrays: Any) -> list[Any]:
             given = dict(zip(values, arrays, strict=False))
-            returned = jax.tree_util.tree_flatten_with_path(self._run(given, arrays[len(given) :]))[0]
-            for keys, leaf in returned:
-                is_array = isinstance(leaf, jax.Array | np.ndarray)
-                (results if is_array else others)[format_path(pytree_path(keys)) or "output"] = leaf
+            returned = self._run(given, arrays[len(given) :])
+            for name, leaf in named_outputs(self._what, returned, self._output):
+                (results if isinstance(leaf, jax.Array | np.ndarray) else others)[name] = leaf
             return list(results.values())
 
         closed = user_code.call(self._what, jax.make_jaxpr(run), *structs)
@@ -105,30 +106,17 @@ class Call:
         return self._traced[key]
 
 
-def array_inputs(inputs: Sequence[Any]) -> tuple[list[Any], Callable[[Sequence[Any]], Sequence[Any]]]:
-    """The arrays among the inputs of a call, and what puts others in their places."""
-    import jax
-    import numpy as np
-
-    leaves, structure = jax.tree.flatten(tuple(inputs))
-    places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, jax.Array | np.ndarray)]
-
-    def fill(arrays: Sequence[Any]) -> Any:
-        filled = dict(enumerate(leaves)) | dict(zip(places, arrays, strict=True))
-        return structure.unflatten(filled.values())
-
-    return [leaves[place] for place in places], fill
-
-
 # The two frameworks --------------------------------------------------------------------------------------------------
 
 
-def linen_calls(model: Model, fill: Callable[[Sequence[Any]], Sequence[Any]], kwargs: Mapping[str, Any]) -> list[Call]:
+def linen_calls(model: Model, fill: Callable[[Sequence[Any]], Sequence[Any]], calling: Calling) -> list[Call]:
     """``module.apply`` as it is stated; and for models that train or decode, with everything that they may need."""
     import jax
 
+    kwargs = calling.kwargs
+
     def call(**more: Any) -> Call:
-        given = {**more, **kwargs}
+        given = {**more, **kwargs} | ({"method": calling.method} if calling.method else {})
 
         def run(values: Values, arrays: Sequence[Any]) -> Any:
             nested = nest(((collection, *path), value) for (collection, path), value in values.items())
@@ -136,14 +124,14 @@ def linen_calls(model: Model, fill: Callable[[Sequence[Any]], Sequence[Any]], kw
             # flax.linen.Module.apply returns a pair unless mutable is False, even for an empty list.
             return result if given.get("mutable", False) is False else result[0]
 
-        return Call("calling the Linen model", run)
+        return Call("calling the Linen model", run, calling.output)
 
     if {"mutable", "rngs"} <= kwargs.keys():
         return [call()]
     return [call(), call(mutable=True, rngs={name: jax.random.key(0) for name in (PARAMS, "dropout")})]
 
 
-def nnx_calls(model: Model, fill: Callable[[Sequence[Any]], Sequence[Any]], kwargs: Mapping[str, Any]) -> list[Call]:
+def nnx_calls(model: Model, fill: Callable[[Sequence[Any]], Sequence[Any]], calling: Calling) -> list[Call]:
     """The call of the NNX module after ``eval()``, and as it is.
 
     Raises:
@@ -160,9 +148,10 @@ def nnx_calls(model: Model, fill: Callable[[Sequence[Any]], Sequence[Any]], kwar
             module = nnx.merge(graph, nnx.from_flat_state(_with(flat, values)))
             if evaluate:
                 module.eval()
-            return module(*fill(arrays), **kwargs)
+            function = getattr(module, calling.method) if calling.method else module
+            return function(*fill(arrays), **calling.kwargs)
 
-        return Call("calling the NNX model", run)
+        return Call("calling the NNX model", run, calling.output)
 
     return [call(evaluate=True), call(evaluate=False)]
 

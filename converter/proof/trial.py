@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from converter.errors import ConverterError, ModelError
 from converter.models import Model
-from converter.proof.calls import Call, Outputs, Traced, array_inputs, linen_calls, needs_value, nnx_calls
+from converter.models.program import Calling, array_inputs
+from converter.proof.calls import Call, Outputs, Traced, linen_calls, needs_value, nnx_calls
 from converter.proof.outputs import (
     LIMITS,
     MARGIN,
@@ -64,13 +65,13 @@ class Trial:
         linen: Model,
         nnx: Model,
         inputs: Sequence[Any],
-        linen_kwargs: Mapping[str, Any],
-        nnx_kwargs: Mapping[str, Any],
+        linen_calling: Calling,
+        nnx_calling: Calling,
     ) -> None:
         self._linen, self._nnx = linen, nnx
         self._arrays, fill = array_inputs(inputs)
-        self._linen_calls = linen_calls(linen, fill, linen_kwargs)
-        self._make_nnx_calls = functools.partial(nnx_calls, nnx, fill, nnx_kwargs)
+        self._linen_calls = linen_calls(linen, fill, linen_calling)
+        self._make_nnx_calls = functools.partial(nnx_calls, nnx, fill, nnx_calling)
         self._nnx_calls: list[Call] = []
         self._doubles = True
         self._limit = LIMITS[0]
@@ -191,6 +192,16 @@ class Trial:
             if not pending:
                 break
         return frozenset(pending)
+
+    def shows(self) -> bool:
+        """Whether the outputs depend on the variables at all; cheaper than ``silent``, for one run of Linen's model."""
+        import jax
+
+        if not self._doubles:
+            return True
+        every = {0: [(v.collection, v.path) for v in self._linen.variables]}
+        with numbers(), jax.enable_x64(True):
+            return any(self._felt_by_change(point, every) for point in self._points)
 
     def _points_to_look_at(self) -> Iterator[Point]:
         """Where both models are known to agree; the last one is tried only if it is asked for."""

@@ -29,7 +29,7 @@ class Pair:
       lossy: Linen paths that have no place in NNX; random values for them have to be refused, and zeros accepted.
       by_convention: whether the names follow Flax's own conventions, so that one of the two models is enough.
       copies: what NNX holds several times and Linen once; then not every value of the NNX module is one of Linen's.
-      rules: the text of a rule file (docs/rules.md) where nothing but its user can say what belongs together.
+      rules: the text of a rule file (docs/rules.md) that says what names and shapes do not.
     """
 
     name: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
+from converter.models.program import Program
 from converter.models.trace import Trace
 from converter.rules.link import Name
 from converter.rules.matching.board import Piece
@@ -21,8 +22,13 @@ class Evidence:
         else how they differ.
       silent: for groups of Linen's variables the positions of those on which the outputs do not depend, so that it
         makes no difference what they are paired with. To be asked after a confirmation.
+      programs: the traced call of the Linen model, and those of the NNX model in the ways in which it may be called
+        (evaluating, and as it is); why there are none, if a call fails.
+      shows: whether the outputs depend on the variables at all. To be asked after a confirmation.
     """
 
     traces: Callable[[], tuple[Trace, Trace] | str]
     confirm: Callable[[Sequence[Piece]], str]
     silent: Callable[[Sequence[Sequence[Name]]], Collection[int]]
+    programs: Callable[[], tuple[Program, Sequence[Program]] | str] = lambda: "the models cannot be called"
+    shows: Callable[[], bool] = lambda: True

@@ -56,7 +56,7 @@ def correspond(
     else:
         pieces = _matched(to, sources, dropped, linen_model, nnx_model, evidence, found)
     for piece in pieces:
-        link = _link(piece, to, found)
+        link = _link(piece, to, found, target_model)
         if link is not None and all(name in sources for name in link.sources):  # not those that are left behind
             found.links.append(link)
     _add_hidden_biases(to, sources, target_model, found)
@@ -67,13 +67,31 @@ def correspond(
     return found
 
 
-def _link(piece: Piece, to: Framework, found: Correspondence) -> Link | None:
+def _link(piece: Piece, to: Framework, found: Correspondence, target_model: Model | None) -> Link | None:
+    if to == "linen" and not piece.nnx:
+        return _filled(piece, found, target_model)
     link = Link(piece.linen, piece.nnx, piece.to_nnx)
     try:
         return link if to == "nnx" else link.reversed()
     except NotInvertible as error:
         found.refuse(f"{' + '.join(map(format_name, piece.nnx))}: {error}")
         return None
+
+
+def _filled(piece: Piece, found: Correspondence, linen_model: Model | None) -> Link:
+    """What is left behind on the way to NNX, where it has to be zero, is made of zeros on the way back."""
+    (name,) = piece.linen
+    spec = next(v.spec for v in linen_model.variables if (v.collection, v.path) == name) if linen_model else None
+    assert spec is not None
+    beside = _beside(name, found)
+    return Link((), (name,), fill_number(spec, 0.0, piece.to_nnx.name), beside)
+
+
+def _beside(name: Name, found: Correspondence) -> Name | None:
+    """A source variable of the same layer, or of any layer."""
+    linked = [link for link in found.links if link.sources and link.targets]
+    layer = [link for link in linked if link.targets[0][1][:-1] == name[1][:-1]]
+    return next((link.sources[0] for link in (*layer, *linked)), None)
 
 
 # Matching against a model --------------------------------------------------------------------------------------------
@@ -90,7 +108,6 @@ def _matched(
 ) -> list[Piece]:
     from converter.rules.matching.axes import settle_axes
     from converter.rules.matching.by_number import pair_loops
-    from converter.rules.matching.by_order import pair_by_order
 
     target_model = nnx_model if to == "nnx" else linen_model
     assert target_model is not None
@@ -102,7 +119,7 @@ def _matched(
     pair_by_name(board)
     misfits = _put_back_misfits(board, evidence)
     ambiguous = pair_loops(board, evidence)
-    objection = "" if evidence is None else pair_by_order(board, evidence)
+    objection = "" if evidence is None else _pair_by_computation(board, evidence)
     turned = "" if evidence is None or objection else settle_axes(board, evidence)
     if to == "linen":  # random state that is kept goes under its own name: Linen models have none to compare it with
         kept = [name for name in sources if name[0] in RNG_COLLECTIONS]
@@ -124,6 +141,28 @@ def _matched(
     elif found.problems and objection:  # why all the others; of a long list only the beginning is printed
         found.problems.insert(0, (objection, NAMES_ADVICE))
     return board.pieces
+
+
+def _pair_by_computation(board: Board, evidence: Evidence) -> str:
+    """Pairs everything by what the calls do, if names have left anything over.
+
+    Returns:
+      what speaks against it; empty where everything is paired and confirmed.
+    """
+    from converter.rules.matching.by_alignment import pair_by_alignment
+    from converter.rules.matching.by_order import pair_by_order
+
+    others = any(not part.is_own_state for part in board.free_parts.values())
+    if not (board.free_linen or others):
+        return ""
+    # Recipes know the bias that only Linen's GRU has.
+    traced = ""
+    if others or not all(_is_hidden_bias(name, board.linen) for name in board.free_linen):
+        traced = pair_by_alignment(board, evidence)
+        if not traced:
+            return ""
+    in_order = pair_by_order(board, evidence)
+    return f"{in_order}; {traced}" if in_order and traced else in_order
 
 
 def _put_back_misfits(board: Board, evidence: Evidence | None) -> list[Piece]:

@@ -1,0 +1,167 @@
+"""Aligning two model definitions: which variable of the one is which of the other, as a table and as a rule file."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from converter.errors import ConversionRefused, UsageError
+from converter.folding import columns
+from converter.models import Model
+from converter.models.program import Calling
+from converter.options import read_inputs, read_linen_model, read_nnx_model
+from converter.proof import evidence
+from converter.rules.align.alignment import Alignment, align_models
+from converter.rules.align.confidence import Confidence
+from converter.rules.align.rule_text import Written, rules_of
+from converter.rules.link import Name, format_name
+from converter.tree import LeafSpec
+
+HEADER = """\
+# Which variable of {linen} (Linen) is which of {nnx} (NNX), for --rules.
+# Found by flax-convert align from the calls of both models, and confirmed by running them on random values.
+"""
+
+TIED_ADVICE = "Conversions that are given both models and their inputs find and do this by themselves, without rules."
+
+
+@dataclass(frozen=True, slots=True)
+class AlignmentReport:
+    """What is known of two models.
+
+    Attributes:
+      linen, nnx: what the models are called.
+      alignment: what belongs together, and what is not known.
+      found: the same as rules, folded over layers.
+      unstated: what rules cannot state, one line each.
+    """
+
+    linen: str
+    nnx: str
+    alignment: Alignment
+    found: tuple[Written, ...]
+    unstated: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything is known and confirmed."""
+        return self.alignment.confirmed and not self.alignment.problems
+
+    @property
+    def rules(self) -> str:
+        """The text of a rule file."""
+        header = HEADER.format(linen=self.linen, nnx=self.nnx)
+        return "\n".join([header, *(rule.text for rule in self.found)])
+
+    def check(self) -> None:
+        """Raises: ConversionRefused, with everything that is not known."""
+        if self.ok:
+            return
+        problems = self.alignment.problems
+        advice = " ".join(dict.fromkeys(advice for _, advice in problems if advice))
+        headline = f"{self.linen} and {self.nnx} cannot be aligned:"
+        raise ConversionRefused(headline, [text for text, _ in problems], advice, self.to_json())
+
+    def check_rules(self) -> None:
+        """Raises: ConversionRefused, with everything that rules cannot state."""
+        if self.unstated:
+            headline = "what was found cannot be written as rules:"
+            raise ConversionRefused(headline, self.unstated, TIED_ADVICE, self.to_json())
+
+    def text(self) -> str:
+        """The table for people."""
+        rows = [("Linen", "NNX", "to NNX", "confidence"), *map(_row, self.found)]
+        counts = Counter(aligned.confidence for aligned in self.alignment.found)
+        summary = ", ".join(f"{counts[c]} {c.value}" for c in Confidence if counts[c])
+        proof = "confirmed by running both on random values" if self.alignment.confirmed else "not confirmed"
+        lines = [f"{self.linen} (Linen) and {self.nnx} (NNX): {summary or 'nothing in common'}; {proof}", ""]
+        lines += [f"  {line}" for line in columns(rows)] if self.found else []
+        lines += ["", *(f"  not to be stated in rules: {text}" for text in self.unstated)] if self.unstated else []
+        known = [c for c in Confidence if counts[c]]
+        lines += ["", *(f"  {c.value}: {c.meaning}" for c in known)] if known else []
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report for machines."""
+        return {
+            "linen": self.linen,
+            "nnx": self.nnx,
+            "confirmed": self.alignment.confirmed,
+            "aligned": [
+                {
+                    "linen": [format_name(name) for name in aligned.piece.linen],
+                    "nnx": [format_name(name) for name in aligned.piece.nnx],
+                    "operation": aligned.piece.to_nnx.name,
+                    "confidence": aligned.confidence.value,
+                    "remark": aligned.remark,
+                }
+                for aligned in self.alignment.found
+            ],
+            "problems": [text for text, _ in self.alignment.problems],
+            "unstated": list(self.unstated),
+        }
+
+
+def _row(rule: Written) -> tuple[str, str, str, str]:
+    remark = f" ({rule.remark})" if rule.remark else ""
+    operations = ", ".join(rule.operations)
+    return rule.linen_text or "(zeros)", rule.nnx_text or "(zeros)", operations, rule.confidence.value + remark
+
+
+def align(
+    linen_model: Any,
+    nnx_model: Any,
+    inputs: Any,
+    *,
+    linen_kwargs: Mapping[str, Any] | None = None,
+    nnx_kwargs: Mapping[str, Any] | None = None,
+    linen_method: str = "",
+    nnx_method: str = "",
+    linen_output: str = "",
+    nnx_output: str = "",
+    allow_guess: bool = False,
+) -> AlignmentReport:
+    """Finds out which variable of a Linen model is which of an NNX model that computes the same.
+
+    Names, nesting and the order of definition do not matter, and neither do fused, split, stacked, transposed and
+    reshaped variables. Both calls are traced, and what is found is confirmed by running both on random values.
+
+    Args:
+      linen_model, nnx_model: modules, factories, or names of factories.
+      inputs: what both are called with: arrays, ShapeDtypeStructs, texts such as ``float32[2,8]``, or a factory.
+      linen_kwargs, nnx_kwargs: keyword arguments of the calls.
+      linen_method, nnx_method: methods to call instead of ``__call__``.
+      linen_output, nnx_output: the part of what they return that counts, as a path (``logits``, ``0``).
+      allow_guess: accept what names alone tell, of variables that the calls do not use.
+
+    Returns:
+      A report; its ``check`` raises if anything is not known.
+
+    Raises:
+      UsageError: no inputs, or some that cannot be read.
+      ModelError: a model cannot be built.
+    """
+    arrays = read_inputs(inputs)
+    if arrays is None:
+        raise UsageError(
+            "models are aligned by calling them: the inputs are missing",
+            "Describe them with --input 'float32[2,8]' (once for each argument), or give a factory with --inputs SPEC.",
+        )
+    of_linen = Calling(dict(linen_kwargs or {}), linen_method, linen_output)
+    of_nnx = Calling(dict(nnx_kwargs or {}), nnx_method, nnx_output)
+    linen = read_linen_model(linen_model, arrays, of_linen.kwargs, linen_method)
+    nnx = read_nnx_model(nnx_model)
+    if linen is None or nnx is None:
+        raise UsageError("two models are needed", "Give both --linen-model and --nnx-model.")
+    told = evidence(linen, nnx, arrays, of_linen, of_nnx)
+    assert told is not None
+    alignment = align_models(linen, nnx, told, allow_guess=allow_guess)
+    found, unstated = rules_of(alignment.found, (_specs(linen), _specs(nnx)))
+    names = type(linen.module).__name__, type(nnx.module).__name__
+    return AlignmentReport(*names, alignment, tuple(found), tuple(unstated))
+
+
+def _specs(model: Model) -> dict[Name, LeafSpec]:
+    return {(variable.collection, variable.path): variable.spec for variable in model.variables}
