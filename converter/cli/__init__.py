@@ -143,6 +143,7 @@ def _read(given: dict[str, Any]) -> Options:
     if inputs is not None and ":" not in inputs:
         raise UsageError(f"cannot read --inputs {inputs!r}", "Write pkg.module:factory or path/to/file.py:factory.")
     given |= {"collections": collections, "inputs": inputs or list(specs) or None}
+    given["linen_init"] = list(given["linen_init"]) or None
     given |= {name: parse_kwargs(given[name]) for name in ("linen_kwargs", "nnx_kwargs")}
     return given  # type: ignore[return-value]
 

@@ -55,12 +55,32 @@ LINEN_MODEL = _value("--linen-model", "SPEC", "The Linen model, in the same way;
 OPTIMIZER = _value(
     "--optimizer", "SPEC", "A factory of the optax optimizer, for the empty members of a Linen opt_state."
 )
-INPUT = _values("--input", "SPEC", "One argument of the models' call, as in 'float32[2,8]'. Repeatable.")
-INPUTS = _value("--inputs", "SPEC", "A factory of the tuple of the models' arguments.")
+INPUT = _values(
+    "--input",
+    "SPEC",
+    "One argument of the models' call: 'float32[2,8]', 'int32[2,16] < 1000', 'mask=bool[2,16]'. Repeatable.",
+)
+INPUTS = _value("--inputs", "SPEC", "A factory of the tuple of the models' arguments, or of a dict of named ones.")
+LINEN_INIT = _values(
+    "--linen-init", "SPEC", "One argument of Linen's init, where the call's do not do for that. Repeatable."
+)
 LINEN_KWARGS = _value(
     "--linen-kwargs", "KWARGS", "Keyword arguments of the Linen call, as in 'train=False'.", default=""
 )
 NNX_KWARGS = _value("--nnx-kwargs", "KWARGS", "Keyword arguments of the NNX call.", default="")
+LINEN_METHOD = _value("--linen-method", "NAME", "The method of the Linen model to call instead of __call__.")
+NNX_METHOD = _value("--nnx-method", "NAME", "The method of the NNX model to call.")
+LINEN_OUTPUT = _value(
+    "--linen-output", "PATH", "Which part of what the Linen model returns counts, as in 'logits' or '0/hidden'."
+)
+NNX_OUTPUT = _value("--nnx-output", "PATH", "The same for the NNX model.")
+SEEDS = click.Option(
+    ["--seeds"],
+    type=int,
+    default=3,
+    show_default=True,
+    help="How many random inputs to compare outputs on; from 2 on in a batch of another size as well.",
+)
 
 LIKE = _value(
     "--like",
@@ -116,7 +136,18 @@ DEBUG = _flag("--debug", text="Show the traceback of an error.")
 
 SRC = Argument("src", "The checkpoint to read; it is never written to.")
 LEAVES = (PARAMS_ONLY, DROP, KEEP, COLLECTION, RULES, ALLOW_LOSSY)
-CALLS = (INPUT, INPUTS, LINEN_KWARGS, NNX_KWARGS)
+CALLS = (
+    INPUT,
+    INPUTS,
+    LINEN_INIT,
+    LINEN_KWARGS,
+    NNX_KWARGS,
+    LINEN_METHOD,
+    NNX_METHOD,
+    LINEN_OUTPUT,
+    NNX_OUTPUT,
+    SEEDS,
+)
 WRITING = (DRY_RUN, FORCE, COPY, COMPRESS, MEMORY_BUDGET, VERIFY, NO_VERIFY)
 OUTPUT = (JSON, QUIET, VERBOSE, DEBUG, HELP)
 

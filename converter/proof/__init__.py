@@ -7,9 +7,8 @@ there a wrong correspondence can go unnoticed.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any
 
+from converter.calling.signature import Signature
 from converter.errors import ModelError
 from converter.models import Model
 from converter.models.trace import Trace, trace_linen, trace_nnx
@@ -20,21 +19,19 @@ from converter.rules.matching.evidence import Evidence
 def evidence(
     linen_model: Model | None,
     nnx_model: Model | None,
-    inputs: Sequence[Any] | None,
-    linen_kwargs: Mapping[str, Any],
-    nnx_kwargs: Mapping[str, Any],
+    signature: Signature | None,
 ) -> Evidence | None:
-    """What both models tell when they are run on these inputs; None unless both and the inputs are there."""
-    if linen_model is None or nnx_model is None or inputs is None:
+    """What both models tell when they are called in this way; None unless both and the inputs are there."""
+    if linen_model is None or nnx_model is None or signature is None:
         return None
     linen, nnx = linen_model, nnx_model
 
     @functools.cache
     def traces() -> tuple[Trace, Trace] | str:
         try:
-            return trace_linen(linen, inputs, linen_kwargs), trace_nnx(nnx, inputs, nnx_kwargs)
+            return trace_linen(linen, signature), trace_nnx(nnx, signature)
         except ModelError as error:
             return error.message
 
-    trial = Trial(linen, nnx, inputs, linen_kwargs, nnx_kwargs)
+    trial = Trial(linen, nnx, signature)
     return Evidence(traces, trial.confirm, trial.silent)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from converter.calling.signature import Signature
 from converter.errors import ConverterError, ModelError
 from converter.models import Model
 from converter.proof.calls import Call, Outputs, Traced, array_inputs, linen_calls, needs_value, nnx_calls
@@ -59,18 +60,11 @@ class Point:
 class Trial:
     """Both models with their inputs. ``silent`` is about the correspondence that was confirmed last."""
 
-    def __init__(
-        self,
-        linen: Model,
-        nnx: Model,
-        inputs: Sequence[Any],
-        linen_kwargs: Mapping[str, Any],
-        nnx_kwargs: Mapping[str, Any],
-    ) -> None:
+    def __init__(self, linen: Model, nnx: Model, signature: Signature) -> None:
         self._linen, self._nnx = linen, nnx
-        self._arrays, fill = array_inputs(inputs)
-        self._linen_calls = linen_calls(linen, fill, linen_kwargs)
-        self._make_nnx_calls = functools.partial(nnx_calls, nnx, fill, nnx_kwargs)
+        self._arrays, fill = array_inputs(signature)
+        self._linen_calls = linen_calls(linen, fill, signature)
+        self._make_nnx_calls = functools.partial(nnx_calls, nnx, fill, signature)
         self._nnx_calls: list[Call] = []
         self._doubles = True
         self._limit = LIMITS[0]
