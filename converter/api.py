@@ -304,7 +304,7 @@ def _verified(
 def _outputs(made: Plan, job: Job, source: Tree, destination: Tree) -> OutputsResult:
     """Runs both models, each with the variables of its own checkpoint as it is on disk."""
     from converter.live import live_variables, restore_nnx
-    from converter.verification.bisection.links import links_of, variable_paths
+    from converter.verification.bisection.links import links_of, source_paths, target_paths
     from converter.verification.outputs import compare_outputs
 
     linen, nnx = job.request.linen_model, job.request.nnx_model
@@ -316,6 +316,7 @@ def _outputs(made: Plan, job: Job, source: Tree, destination: Tree) -> OutputsRe
     module.eval()
 
     def links() -> Sequence[VariableLink]:
-        return links_of(made.steps, variable_paths(lifted), variable_paths(target), to_linen=to_linen)
+        paths = source_paths(lifted), target_paths(target, made.target)
+        return links_of(made.steps, *paths, to_linen=to_linen)
 
     return compare_outputs(linen.module, live_variables(on_linen), module, job.signature, job.seeds, links)

@@ -28,7 +28,7 @@ from converter.report import Report
 from converter.rules.language.rule_file import read_rules
 from converter.training_state import COLLECTIONS
 from converter.verification.bisection import VariableLink
-from converter.verification.bisection.links import links_of, variable_paths
+from converter.verification.bisection.links import links_of, source_paths
 from converter.verification.outputs import compare_outputs
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ def _links(linen_module: Any, variables: Mapping[str, Any], module: nnx.Module, 
         )
         made = plan_state(LinenVariables(), lifted, request)
         targets = {variable.path: variable.path for variable in model.variables}
-        links = links_of(made.steps, variable_paths(lifted.state), targets, to_linen=False)
+        links = links_of(made.steps, source_paths(lifted.state), targets, to_linen=False)
     except ConverterError:
         links = []
     return links or [VariableLink((variable.linen_path,), (variable.path,)) for variable in model.variables]

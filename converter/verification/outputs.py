@@ -126,6 +126,7 @@ def compare_outputs(
         if _shapes(left) != _shapes(right):
             where = f" {run}" if worst is not None else ""
             problem = f"the models return different structures{where}: Linen {_named(left)}, NNX {_named(right)}"
+            problem += " (--linen-output and --nnx-output select what counts)"
             return replace(result, outputs=(), problem=problem)
         found = [difference(name, value, right[name]) for name, value in left.items()]
         excess = max((each.excess for each in found if not each.bitwise), default=0.0)

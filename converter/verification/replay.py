@@ -157,7 +157,9 @@ def _stating(attributes: Mapping[str, Any]) -> list[str]:
 def _is_low(value: Any) -> bool:
     import numpy as np
 
-    return isinstance(value, np.dtype | type | str) and _dtype_name(value).startswith(LOW)
+    if isinstance(value, str):
+        return value.startswith(LOW)
+    return isinstance(value, np.dtype | type) and _dtype_name(value).startswith(LOW)
 
 
 def _dtype_name(value: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from converter.dialects.dialect import Dialect
 from converter.planning.plan import Step
 from converter.rules.operations import REWRAP
 from converter.training_state import Part, TrainingState
@@ -11,9 +12,16 @@ from converter.tree import Path
 from converter.verification.bisection.pairing import VariableLink
 
 
-def variable_paths(held: TrainingState) -> dict[Path, Path]:
-    """For each variable of a lifted checkpoint its path there, and its path in the model."""
+def source_paths(held: TrainingState) -> dict[Path, Path]:
+    """For each variable of a lifted checkpoint its path as plans name it, and its path in the model."""
     return {entry.source: slot.path for slot, entry in held.items() if slot.part is Part.VARIABLES}
+
+
+def target_paths(held: TrainingState, layout: Dialect) -> dict[Path, Path]:
+    """The same for what steps make, wrappers included."""
+    slots = (slot for slot in held if slot.part is Part.VARIABLES)
+    lowered = ((layout.lower(slot), slot.path) for slot in slots)
+    return {target: path for target, path in lowered if target is not None}
 
 
 def links_of(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -278,19 +278,39 @@ def _unlike_settings(pairs: Sequence[VisitPair]) -> list[str]:
 
 
 def _unlike_values(linen: Path, nnx: Path, pair: Pair, links: Sequence[VariableLink]) -> list[str]:
-    """The variables of two modules that have the same place in both models, and not the same values."""
+    """The variables of two modules that have the same place in both models and not the same values, or no such place.
+
+    A variable of Linen that has no place in NNX changes nothing while it is zero.
+    """
     import numpy as np
 
-    ours = {path[1:]: value for path, value, _ in linen_leaves(pair.variables)}
-    theirs = {name[1]: value for name, value in nnx_values(pair.state).items()}
+    ours = {path[1:]: np.asarray(value) for path, value, _ in linen_leaves(pair.variables) if not _is_key(value)}
+    theirs = {name[1]: np.asarray(value) for name, value in nnx_values(pair.state).items()}
     found = []
     for link in links:
-        if not link.renamed or len(link.linen) != 1 or link.linen[0][: len(linen)] != linen:
-            continue
-        left, right = ours.get(link.linen[0]), theirs.get(link.nnx[0])
-        if left is not None and right is not None and not np.array_equal(np.asarray(left), np.asarray(right)):
-            found.append(f"the values of {linen_name(link.linen[0])} (Linen) and {nnx_name(link.nnx[0])} (NNX) differ")
+        if link.renamed and len(link.linen) == 1 and link.linen[0][: len(linen)] == linen:
+            left, right = ours.get(link.linen[0]), theirs.get(link.nnx[0])
+            if left is not None and right is not None and not np.array_equal(left, right):
+                names = f"{linen_name(link.linen[0])} (Linen) and {nnx_name(link.nnx[0])} (NNX)"
+                found.append(f"the values of {names} differ")
+    if links:
+        linked = {path for link in links for path in link.linen}, {path for link in links for path in link.nnx}
+        found += [f"{linen_name(p)} (Linen) has no place in NNX" for p in _alone(ours, linked[0], linen)]
+        found += [f"{nnx_name(p)} (NNX) has no place in Linen" for p in _alone(theirs, linked[1], nnx)]
     return found
+
+
+def _alone(values: Mapping[Path, Any], linked: Collection[Path], below: Path) -> list[Path]:
+    """Variables below a path that have no counterpart, and are not zero."""
+    return [
+        path for path, value in values.items() if path[: len(below)] == below and path not in linked and value.any()
+    ]
+
+
+def _is_key(value: Any) -> bool:
+    import jax
+
+    return bool(jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key))
 
 
 def _between(place: _Gap, pairs: Sequence[VisitPair]) -> list[str]:
@@ -306,8 +326,10 @@ def _between(place: _Gap, pairs: Sequence[VisitPair]) -> list[str]:
             return [f"inside, {where} are the first to get other inputs{after}{related}"]
         last = linen_name(one.path)
         sources += [(f"the output of {last}", array) for array in one.outputs]
-    after = f" what follows {last}" if last else " its own code"
-    return [f"all modules inside agree: it is{after}{_relations(place.linen.outputs, place.nnx.outputs, sources)}"]
+    related = _relations(place.linen.outputs, place.nnx.outputs, sources)
+    if last:
+        return [f"the modules inside agree: it is what follows {last}{related}"]
+    return [f"it is their own code{related}"]
 
 
 def _relations(left: Sequence[Any], right: Sequence[Any], sources: Sequence[tuple[str, Any]]) -> str:
