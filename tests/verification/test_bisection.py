@@ -66,15 +66,15 @@ def lose_a_scale(params: Any) -> None:
         (
             {"approximate": False},
             ("layers_1", "layers.1"),
-            "gelu(the output of layers_1/up, approximate=True) in Linen and "
-            "gelu(the output of layers_1/up, approximate=False) in NNX",
+            "such an input is gelu(x, approximate=True) in Linen and gelu(x, approximate=False) in NNX, "
+            "where x is the output of layers_1/up",
         ),
         (
             {"swapped": True},
             ("layers_1/attn", "layers.1.attn"),
             "inside, layers_1/attn/out (Linen) and layers.1.attn.out (NNX) are the first to get other inputs",
         ),
-        ({"scaled": False}, ("", ""), "after embed: NNX's is 0.353553 times Linen's"),
+        ({"scaled": False}, ("", ""), "such an input is in NNX 0.353553 times what it is in Linen"),
         ({"num_heads": 2}, ("layers_1/attn", "layers.1.attn"), "num_heads is 4 (Linen) and 2 (NNX)"),
         ({"train": True}, ("layers_0/Dropout_0", "layers.0.drop"), "deterministic is True (Linen) and False (NNX)"),
         (
@@ -220,6 +220,29 @@ def test_functions_are_recognised_by_what_they_make(name: str):
         x = jnp.linspace(-3, 3, 50)
         function = {"relu": jax.nn.relu, "silu": jax.nn.silu, "tanh": jnp.tanh}[name]
         arrays = [jax.device_get(each) for each in (function(x), jax.nn.elu(x), x)]
-    assert relation(arrays[0], arrays[1], [("x", arrays[2])]) == f"it is {name}(x) in Linen and elu(x) in NNX"
-    assert relation(arrays[0], arrays[0] * -2, [("y", arrays[2] + 1)]) == "NNX's is -2 times Linen's"
+    assert relation(arrays[0], arrays[1], [("x", arrays[2])]) == f"{name}(x) in Linen and elu(x) in NNX, where x is x"
+    assert relation(arrays[0], arrays[0] * -2, [("y", arrays[2] + 1)]) == "in NNX -2 times what it is in Linen"
     assert relation(arrays[0], arrays[1] ** 3, []) == ""
+
+
+def test_statistics_of_the_batch_instead_of_stored_ones():
+    """Linen is told in the call, NNX by an attribute."""
+
+    class Linen(nn.Module):
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            return nn.BatchNorm(name="norm")(nn.Dense(4, name="a")(x), use_running_average=True)
+
+    class Nnx(nnx.Module):
+        def __init__(self) -> None:
+            self.a, self.norm = nnx.Linear(3, 4, rngs=nnx.Rngs(0)), nnx.BatchNorm(4, rngs=nnx.Rngs(0))
+
+        def __call__(self, x: Any) -> Any:
+            return self.norm(self.a(x))
+
+    module = Nnx()
+    report = verify_outputs(Linen(), nnx_to_linen(module), module, ["float32[4,3]"], seeds=1)
+    assert place(report) == ("norm", "norm")
+    assert "norm: use_running_average is True (Linen) and False (NNX)" in report.text()
+    module.eval()
+    assert verify_outputs(Linen(), nnx_to_linen(module), module, ["float32[4,3]"], seeds=1).ok

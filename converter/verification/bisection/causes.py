@@ -24,9 +24,9 @@ def relation(left: Any, right: Any, sources: Iterable[tuple[str, Any]]) -> str:
         if getattr(source, "shape", ()) == left.shape:
             ours, theirs = _function(source, left), _function(source, right)
             if ours and theirs and ours != theirs:
-                return f"it is {ours.format(name)} in Linen and {theirs.format(name)} in NNX"
+                return f"{ours} in Linen and {theirs} in NNX, where x is {name}"
     factor = _factor(left, right)
-    return f"NNX's is {factor:.6g} times Linen's" if factor is not None else ""
+    return f"in NNX {factor:.6g} times what it is in Linen" if factor is not None else ""
 
 
 def _factor(left: Any, right: Any) -> float | None:
@@ -65,18 +65,18 @@ def _functions() -> Mapping[str, Callable[[Any], Any]]:
     import jax.numpy as jnp
 
     return {
-        "{} as it is": jnp.asarray,
-        "gelu({}, approximate=True)": lambda x: jax.nn.gelu(x, approximate=True),
-        "gelu({}, approximate=False)": lambda x: jax.nn.gelu(x, approximate=False),
-        "quick_gelu({})": lambda x: x * jax.nn.sigmoid(1.702 * x),
-        "relu({})": jax.nn.relu,
-        "relu({}) squared": lambda x: jnp.square(jax.nn.relu(x)),
-        "silu({})": jax.nn.silu,
-        "tanh({})": jnp.tanh,
-        "sigmoid({})": jax.nn.sigmoid,
-        "softplus({})": jax.nn.softplus,
-        "elu({})": jax.nn.elu,
-        "leaky_relu({})": jax.nn.leaky_relu,
-        "hard_swish({})": jax.nn.hard_swish,
-        "softmax({})": jax.nn.softmax,
+        "x": jnp.asarray,
+        "gelu(x, approximate=True)": lambda x: jax.nn.gelu(x, approximate=True),
+        "gelu(x, approximate=False)": lambda x: jax.nn.gelu(x, approximate=False),
+        "quick_gelu(x)": lambda x: x * jax.nn.sigmoid(1.702 * x),
+        "relu(x)": jax.nn.relu,
+        "relu(x) squared": lambda x: jnp.square(jax.nn.relu(x)),
+        "silu(x)": jax.nn.silu,
+        "tanh(x)": jnp.tanh,
+        "sigmoid(x)": jax.nn.sigmoid,
+        "softplus(x)": jax.nn.softplus,
+        "elu(x)": jax.nn.elu,
+        "leaky_relu(x)": jax.nn.leaky_relu,
+        "hard_swish(x)": jax.nn.hard_swish,
+        "softmax(x)": jax.nn.softmax,
     }

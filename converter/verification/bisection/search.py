@@ -323,13 +323,13 @@ def _between(place: _Gap, pairs: Sequence[VisitPair]) -> list[str]:
             after = f" after {last}" if last else ""
             where = f"{linen_name(one.path)} (Linen) and {nnx_name(other.path)} (NNX)"
             related = _relations(one.inputs, other.inputs, sources)
-            return [f"inside, {where} are the first to get other inputs{after}{related}"]
+            found = [f"inside, {where} are the first to get other inputs{after}"]
+            return found + ([f"such an input is {related}"] if related else [])
         last = linen_name(one.path)
         sources += [(f"the output of {last}", array) for array in one.outputs]
     related = _relations(place.linen.outputs, place.nnx.outputs, sources)
-    if last:
-        return [f"the modules inside agree: it is what follows {last}{related}"]
-    return [f"it is their own code{related}"]
+    found = [f"the modules inside agree: it is what follows {last}" if last else "it is their own code"]
+    return found + ([f"the output is {related}"] if related else [])
 
 
 def _relations(left: Sequence[Any], right: Sequence[Any], sources: Sequence[tuple[str, Any]]) -> str:
@@ -337,5 +337,5 @@ def _relations(left: Sequence[Any], right: Sequence[Any], sources: Sequence[tupl
         if _relative(one, other) > 0:
             related = relation(one, other, reversed(sources))
             if related:
-                return f": {related}"
+                return related
     return ""
