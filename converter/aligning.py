@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 from converter.errors import ConversionRefused, UsageError
 from converter.folding import columns
 from converter.models import Model
-from converter.models.program import Calling
-from converter.options import read_inputs, read_linen_model, read_nnx_model
+from converter.options import MethodOptions, read_linen_model, read_nnx_model, read_signature, suited
 from converter.proof import evidence
 from converter.rules.align.alignment import Alignment, align_models
 from converter.rules.align.confidence import Confidence
@@ -117,11 +116,8 @@ def align(
     *,
     linen_kwargs: Mapping[str, Any] | None = None,
     nnx_kwargs: Mapping[str, Any] | None = None,
-    linen_method: str = "",
-    nnx_method: str = "",
-    linen_output: str = "",
-    nnx_output: str = "",
     allow_guess: bool = False,
+    **methods: Unpack[MethodOptions],
 ) -> AlignmentReport:
     """Finds out which variable of a Linen model is which of an NNX model that computes the same.
 
@@ -130,11 +126,8 @@ def align(
 
     Args:
       linen_model, nnx_model: modules, factories, or names of factories.
-      inputs: what both are called with: arrays, ShapeDtypeStructs, texts such as ``float32[2,8]``, or a factory.
-      linen_kwargs, nnx_kwargs: keyword arguments of the calls.
-      linen_method, nnx_method: methods to call instead of ``__call__``.
-      linen_output, nnx_output: the part of what they return that counts, as a path (``logits``, ``0``).
       allow_guess: accept what names alone tell, of variables that the calls do not use.
+      inputs, linen_kwargs, nnx_kwargs, methods: how both are called; see ``converter.Options``.
 
     Returns:
       A report; its ``check`` raises if anything is not known.
@@ -143,19 +136,17 @@ def align(
       UsageError: no inputs, or some that cannot be read.
       ModelError: a model cannot be built.
     """
-    arrays = read_inputs(inputs)
-    if arrays is None:
+    signature = read_signature({"inputs": inputs, "linen_kwargs": linen_kwargs, "nnx_kwargs": nnx_kwargs, **methods})
+    if signature is None:
         raise UsageError(
             "models are aligned by calling them: the inputs are missing",
             "Describe them with --input 'float32[2,8]' (once for each argument), or give a factory with --inputs SPEC.",
         )
-    of_linen = Calling(dict(linen_kwargs or {}), linen_method, linen_output)
-    of_nnx = Calling(dict(nnx_kwargs or {}), nnx_method, nnx_output)
-    linen = read_linen_model(linen_model, arrays, of_linen.kwargs, linen_method)
+    linen = read_linen_model(linen_model, signature)
     nnx = read_nnx_model(nnx_model)
     if linen is None or nnx is None:
         raise UsageError("two models are needed", "Give both --linen-model and --nnx-model.")
-    told = evidence(linen, nnx, arrays, of_linen, of_nnx)
+    told = evidence(linen, nnx, suited(signature, linen, nnx))
     assert told is not None
     alignment = align_models(linen, nnx, told, allow_guess=allow_guess)
     found, unstated = rules_of(alignment.found, (_specs(linen), _specs(nnx)))

@@ -40,6 +40,7 @@ from converter.verification.values import compare_values
 if TYPE_CHECKING:
     from converter.comparison import Comparison
     from converter.inspection import Inspection
+    from converter.verification.bisection import VariableLink
     from converter.verification.outputs import OutputsResult
 
 
@@ -454,12 +455,19 @@ def _verified(
 def _outputs(made: Plan, job: Job, source: Tree, destination: Tree) -> OutputsResult:
     """Runs both models, each with the variables of its own checkpoint as it is on disk."""
     from converter.live import live_variables, restore_nnx
+    from converter.verification.bisection.links import links_of, source_paths, target_paths
     from converter.verification.outputs import compare_outputs
 
     linen, nnx = job.request.linen_model, job.request.nnx_model
-    assert linen is not None and nnx is not None and job.inputs is not None
-    sides = {made.source.framework: made.source.lift(source), made.target.framework: made.target.lift(destination)}
-    variables = live_variables(sides["linen"].state)
-    module = restore_nnx(sides["nnx"].state, nnx)
+    assert linen is not None and nnx is not None and job.signature is not None
+    lifted, target = made.source.lift(source).state, made.target.lift(destination).state
+    to_linen = made.target.framework == "linen"
+    on_linen, on_nnx = (target, lifted) if to_linen else (lifted, target)
+    module = restore_nnx(on_nnx, nnx)
     module.eval()
-    return compare_outputs(linen.module, variables, module, job.inputs, job.linen_kwargs, job.nnx_kwargs)
+
+    def links() -> Sequence[VariableLink]:
+        paths = source_paths(lifted), target_paths(target, made.target)
+        return links_of(made.steps, *paths, to_linen=to_linen)
+
+    return compare_outputs(linen.module, live_variables(on_linen), module, job.signature, job.seeds, links)

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from converter import user_code
+from converter.calling.inputs import SMALL_RANGE, Arguments, InputSpec, parse_input
+from converter.calling.signature import OF_APPLY, Side, Signature
 from converter.dialects.dialect import Dialect, Framework
 from converter.errors import ModelError, UsageError
 from converter.formats import ORBAX_LAYOUTS
 from converter.planning.request import LinenStyle, NnxBundle, NnxStyle, Request
-from converter.tree import LeafKind, LeafSpec, PathGlob, parse_array_spec
+from converter.tree import LeafKind, LeafSpec, PathGlob, parse_path
 
 if TYPE_CHECKING:
     from converter.models import Model
@@ -22,7 +24,25 @@ if TYPE_CHECKING:
     from converter.template import Template
 
 
-class Options(TypedDict, total=False):
+class MethodOptions(TypedDict, total=False):
+    """What else there is to say about the calls of both models; see ``Options``."""
+
+    linen_init: Any
+    linen_method: str | None
+    nnx_method: str | None
+    linen_output: str | None
+    nnx_output: str | None
+
+
+class CallOptions(MethodOptions, total=False):
+    """How both models are called; see ``Options``."""
+
+    inputs: Any
+    linen_kwargs: Mapping[str, Any] | None
+    nnx_kwargs: Mapping[str, Any] | None
+
+
+class Options(CallOptions, total=False):
     """What shapes a conversion; every option is optional. The command line has one option for each.
 
     Keys:
@@ -41,9 +61,14 @@ class Options(TypedDict, total=False):
       allow_lossy: convert also what has no place on the other side, without it.
       optimizer: the optax transformation, a factory for it, or a name of a factory; completes the optimizer state on
         the Linen side.
-      inputs: what the models are called with: arrays, ShapeDtypeStructs or texts such as ``float32[2,8]`` (random
-        values), or a factory or name of one. A Linen model needs them.
+      inputs: what the models are called with: arrays, ShapeDtypeStructs or texts such as ``float32[2,8]``,
+        ``int32[2,16] < 1000`` or ``mask=bool[2,16]`` (random values), a dict of keyword arguments, or a factory or name
+        of one. A Linen model needs them.
+      linen_init: what the Linen model is initialised with, through ``__call__``, where the call does not do for that.
       linen_kwargs, nnx_kwargs: keyword arguments of the two calls.
+      linen_method, nnx_method: the methods that are called in the place of ``__call__``.
+      linen_output, nnx_output: paths of what counts in the returned pytrees, such as ``0/hidden``.
+      seeds: how many random inputs outputs are compared on; 3 by default.
     """
 
     step: int | None
@@ -61,9 +86,10 @@ class Options(TypedDict, total=False):
     rules: Any
     allow_lossy: bool
     optimizer: Any
-    inputs: Any
-    linen_kwargs: Mapping[str, Any] | None
-    nnx_kwargs: Mapping[str, Any] | None
+    seeds: int
+
+
+SEEDS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +98,13 @@ class Job:
 
     Attributes:
       request: what shapes the plan.
-      inputs: what both models are called with; None where none were given.
-      linen_kwargs, nnx_kwargs: keyword arguments of the calls.
+      signature: how both models are called; None where no inputs were given.
+      seeds: how many random inputs outputs are compared on.
     """
 
     request: Request
-    inputs: tuple[Any, ...] | None
-    linen_kwargs: Mapping[str, Any]
-    nnx_kwargs: Mapping[str, Any]
+    signature: Signature | None
+    seeds: int = SEEDS
 
 
 def make_job(to: Framework, options: Options, *, to_format: str, target: Dialect | None = None) -> Job:
@@ -96,10 +121,11 @@ def make_job(to: Framework, options: Options, *, to_format: str, target: Dialect
     """
     if to_format == "hf-msgpack" and to != "linen":
         raise UsageError("the models of Hugging Face are Linen modules, not NNX", "Choose another format.")
-    inputs = read_inputs(options.get("inputs"))
-    linen_kwargs, nnx_kwargs = dict(options.get("linen_kwargs") or {}), dict(options.get("nnx_kwargs") or {})
+    signature = read_signature(options)
     nnx_model = read_nnx_model(options.get("nnx_model"))
-    linen_model = read_linen_model(options.get("linen_model"), inputs, linen_kwargs)
+    linen_model = read_linen_model(options.get("linen_model"), signature)
+    if signature is not None:
+        signature = suited(signature, linen_model, nnx_model)
     template = _read_template(options.get("like"), to)
     rules = options.get("rules")
     nnx_style = options.get("nnx_style") or ("state" if to_format in ORBAX_LAYOUTS else "pure")
@@ -116,14 +142,14 @@ def make_job(to: Framework, options: Options, *, to_format: str, target: Dialect
         nnx_model=nnx_model,
         linen_model=linen_model,
         template=template.model if template else None,
-        evidence=_evidence(linen_model, nnx_model, inputs, linen_kwargs, nnx_kwargs),
+        evidence=_evidence(linen_model, nnx_model, signature),
         rules=None if rules is None else _read_rules(rules),
         allow_lossy=options.get("allow_lossy", False),
         optimizer=_read_optimizer(options.get("optimizer")),
         fill_random_state=to_format in ORBAX_LAYOUTS,
         target=target or _template_layout(template, options),
     )
-    return Job(request, inputs, linen_kwargs, nnx_kwargs)
+    return Job(request, signature, read_seeds(options.get("seeds", SEEDS)))
 
 
 # Each of these rooms is loaded only where its option is given: loading them takes longer than renaming a checkpoint.
@@ -143,18 +169,12 @@ def _read_rules(given: Any) -> RuleSet:
     return read_rules(given)
 
 
-def _evidence(
-    linen: Model | None,
-    nnx: Model | None,
-    inputs: tuple[Any, ...] | None,
-    linen_kwargs: Mapping[str, Any],
-    nnx_kwargs: Mapping[str, Any],
-) -> Evidence | None:
+def _evidence(linen: Model | None, nnx: Model | None, signature: Signature | None) -> Evidence | None:
     if linen is None and nnx is None:
         return None
     from converter.proof import evidence
 
-    return evidence(linen, nnx, inputs, linen_kwargs, nnx_kwargs)
+    return evidence(linen, nnx, signature)
 
 
 def _template_layout(template: Template | None, options: Options) -> Dialect | None:
@@ -182,14 +202,8 @@ def read_nnx_model(given: Any) -> Model | None:
     return models.nnx_model(given) if is_module or not callable(given) else models.nnx_model_from_factory(given)
 
 
-def read_linen_model(
-    given: Any, inputs: Sequence[Any] | None, kwargs: Mapping[str, Any], method: str = ""
-) -> Model | None:
-    """A model from a Linen module, a factory, or the name of a factory, initialised abstractly on ``inputs``.
-
-    Args:
-      kwargs: keyword arguments of the call.
-      method: the method that is called; "" for ``__call__``.
+def read_linen_model(given: Any, signature: Signature | None) -> Model | None:
+    """A model from a Linen module, a factory, or the name of a factory, initialised abstractly on its inputs.
 
     Raises:
       UsageError: there are no inputs.
@@ -206,65 +220,97 @@ def read_linen_model(
 
     if callable(given) and not isinstance(given, nnx.Module | nn.Module):
         given = user_code.call(f"building the Linen model {getattr(given, '__name__', given)}", given)
-    if inputs is None:
+    if signature is None:
         raise UsageError(
             "a Linen model has no variables until it is called: the inputs are missing",
             "Describe them with --input 'float32[2,8]' (once for each argument), or give a factory with --inputs SPEC.",
         )
-    # These two are arguments of apply; init has neither.
-    call_kwargs = {name: value for name, value in kwargs.items() if name not in ("mutable", "rngs")}
-    return models.linen_model(given, inputs, call_kwargs, method or None)
+    if signature.init is not None:
+        return models.linen_model(given, signature.init.positional, signature.init.named)
+    kwargs = {name: value for name, value in signature.linen_kwargs.items() if name not in OF_APPLY}
+    method = signature.linen.call if signature.linen.method else None
+    return models.linen_model(given, signature.arguments.positional, kwargs, method)
 
 
-def read_inputs(given: Any) -> tuple[Any, ...] | None:
-    """Inputs from arrays, specs, texts such as ``float32[2,8]`` or ``int32[2,8]<1000``, or a factory.
+# Calls ---------------------------------------------------------------------------------------------------------------
+
+
+def read_signature(options: CallOptions) -> Signature | None:
+    """How both models are called; None where no inputs are given.
 
     Raises:
       UsageError: a text that cannot be read.
       ModelError: a factory that fails.
     """
+    given = options.get("inputs")
     if given is None:
         return None
+    recipe, init = _read_arguments(given), options.get("linen_init")
+    linen = _read_side(options.get("linen_kwargs"), options.get("linen_method"), options.get("linen_output"))
+    nnx = _read_side(options.get("nnx_kwargs"), options.get("nnx_method"), options.get("nnx_output"))
+    return Signature(recipe.drawn(), linen, nnx, None if init is None else _read_arguments(init).drawn(), recipe)
+
+
+def _read_side(kwargs: Mapping[str, Any] | None, method: str | None, output: str | None) -> Side:
+    return Side(dict(kwargs or {}), _read_method(method or ""), parse_path(output or ""))
+
+
+def suited(signature: Signature, linen: Model | None, nnx: Model | None) -> Signature:
+    """The same with integers that the embedding tables of the models have room for."""
+    if signature.recipe is None or not signature.recipe.is_random:
+        return signature
+    from converter.models import vocabulary
+
+    return signature.drawing(vocabulary((linen, nnx)) or SMALL_RANGE)
+
+
+def read_seeds(given: int) -> int:
+    """How many random inputs there shall be.
+
+    Raises:
+      UsageError: not even one.
+    """
+    if given < 1:
+        raise UsageError(f"cannot run the models on {given} random inputs", "Use --seeds 1 or more.")
+    return given
+
+
+def _read_method(given: str) -> str:
+    if given == "__call__":
+        return ""
+    if given and not all(name.isidentifier() for name in given.split(".")):
+        raise UsageError(f"cannot read the method {given!r}", "Write its name, as in 'encode' or 'encoder.encode'.")
+    return given
+
+
+def _read_arguments(given: Any) -> Arguments:
+    """Arguments from arrays, specs, texts such as ``float32[2,8]``, a dict of them, or a factory or the name of one."""
     if isinstance(given, str) and ":" in given:
         given = user_code.load(given)
     if callable(given):
         given = user_code.call(f"making the inputs {getattr(given, '__name__', given)}", given)
-    from converter.verification.outputs import random_inputs
-
-    values = [_ranged(value) for value in (given if isinstance(given, list | tuple) else [given])]
-    specs = {position: spec for position, value in enumerate(values) if (spec := _as_spec(value)) is not None}
-    made = dict(zip(specs, random_inputs(list(specs.values())), strict=True))
-    return tuple(made.get(position, value) for position, value in enumerate(values))
-
-
-_RANGE = re.compile(r"(?P<spec>[^<]*)<\s*(?P<limit>[0-9]{1,18})\s*")
-
-
-def _ranged(value: Any) -> Any:
-    """Random whole numbers below a limit from ``int32[2,8]<1000``; anything else as it is."""
-    match = _RANGE.fullmatch(value) if isinstance(value, str) else None
-    if match is None:
-        return value
-    import jax.numpy as jnp
-    import numpy as np
-
-    spec, limit = parse_array_spec(match["spec"].strip()), int(match["limit"])
-    if limit < 1 or not jnp.issubdtype(spec.dtype, jnp.integer):
-        raise UsageError(f"cannot make whole numbers as in {value!r}", "Write it as in 'int32[2,8]<1000'.")
-    return jnp.asarray(np.random.default_rng(0).integers(0, limit, spec.shape)).astype(spec.dtype)
+    if isinstance(given, Arguments):
+        return given
+    if isinstance(given, Mapping):
+        return Arguments((), {str(name): _as_spec(value)[1] for name, value in given.items()})
+    read = [_as_spec(value) for value in (given if isinstance(given, list | tuple) else [given])]
+    named = [name for name, _ in read if name]
+    if len(set(named)) < len(named):
+        raise UsageError(f"two inputs have the same name: {', '.join(named)}", "Name each argument once.")
+    return Arguments(tuple(value for name, value in read if not name), {name: value for name, value in read if name})
 
 
-def _as_spec(value: Any) -> LeafSpec | None:
-    """The spec that stands for a random array; None for a value to be used as it is."""
+def _as_spec(value: Any) -> tuple[str, Any]:
+    """The name of an argument ("" for none), and the spec that stands for a random array or the value itself."""
     if isinstance(value, str):
-        return parse_array_spec(value)
+        return parse_input(value)
     if isinstance(value, LeafSpec):
-        return value
+        return "", InputSpec(value)
     import jax
 
     if isinstance(value, jax.ShapeDtypeStruct):
-        return LeafSpec(LeafKind.ARRAY, value.dtype.name, value.shape)
-    return None
+        return "", InputSpec(LeafSpec(LeafKind.ARRAY, value.dtype.name, value.shape))
+    return "", value
 
 
 def _read_optimizer(given: Any) -> Any:

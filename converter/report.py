@@ -106,10 +106,9 @@ class Report:
         return lines
 
     def _outputs(self, outputs: OutputsResult) -> list[str]:
-        inputs = ", ".join(outputs.inputs)
-        lines = [f"  outputs    {'equal' if outputs.ok else 'DIFFERENT'}: both models run on {inputs}"]
-        lines += [f"             {output}" for output in outputs.outputs]
-        return lines + ([f"             {outputs.problem}"] if outputs.problem else [])
+        verdict = "equal" if outputs.ok else "DIFFERENT"
+        lines = [f"  outputs    {verdict}: both models run on {outputs.conditions()}"]
+        return lines + [f"             {line}" for line in outputs.lines()]
 
     def to_json(self) -> dict[str, Any]:
         """The whole report as plain JSON values."""

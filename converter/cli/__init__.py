@@ -234,7 +234,8 @@ def _read_calls(given: dict[str, Any]) -> dict[str, Any]:
     if inputs is not None and ":" not in inputs:
         raise UsageError(f"cannot read --inputs {inputs!r}", "Write pkg.module:factory or path/to/file.py:factory.")
     kwargs = {name: parse_kwargs(given[name]) for name in ("linen_kwargs", "nnx_kwargs")}
-    return {**given, **kwargs, "inputs": inputs or list(specs) or None}
+    init = list(given["linen_init"]) or None
+    return {**given, **kwargs, "inputs": inputs or list(specs) or None, "linen_init": init}
 
 
 def _read_collections(texts: tuple[str, ...]) -> dict[str, str]:

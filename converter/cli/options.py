@@ -62,13 +62,31 @@ OPTIMIZER = _value(
     "--optimizer", "SPEC", "A factory of the optax optimizer, for the empty members of a Linen opt_state."
 )
 INPUT = _values(
-    "--input", "SPEC", "One argument of the models' call, as in 'float32[2,8]' or 'int32[2,8]<1000'. Repeatable."
+    "--input",
+    "SPEC",
+    "One argument of the models' call: 'float32[2,8]', 'int32[2,16] < 1000', 'mask=bool[2,16]'. Repeatable.",
 )
-INPUTS = _value("--inputs", "SPEC", "A factory of the tuple of the models' arguments.")
+INPUTS = _value("--inputs", "SPEC", "A factory of the tuple of the models' arguments, or of a dict of named ones.")
+LINEN_INIT = _values(
+    "--linen-init", "SPEC", "One argument of Linen's init, where the call's do not do for that. Repeatable."
+)
 LINEN_KWARGS = _value(
     "--linen-kwargs", "KWARGS", "Keyword arguments of the Linen call, as in 'train=False'.", default=""
 )
 NNX_KWARGS = _value("--nnx-kwargs", "KWARGS", "Keyword arguments of the NNX call.", default="")
+LINEN_METHOD = _value("--linen-method", "NAME", "The method of the Linen model to call instead of __call__.")
+NNX_METHOD = _value("--nnx-method", "NAME", "The method of the NNX model to call.")
+LINEN_OUTPUT = _value(
+    "--linen-output", "PATH", "Which part of what the Linen model returns counts, as in 'logits' or '0/hidden'."
+)
+NNX_OUTPUT = _value("--nnx-output", "PATH", "The same for the NNX model.")
+SEEDS = click.Option(
+    ["--seeds"],
+    type=int,
+    default=3,
+    show_default=True,
+    help="How many random inputs to compare outputs on; from 2 on in a batch of another size as well.",
+)
 
 LIKE = _value(
     "--like",
@@ -151,19 +169,23 @@ VERBOSE = _flag("-v", "--verbose", text="Print the whole plan.")
 ALL_ROWS = _flag("-v", "--verbose", text="Print every difference.")
 DEBUG = _flag("--debug", text="Show the traceback of an error.")
 
-LINEN_METHOD = _value("--linen-method", "NAME", "The method of the Linen model to call.", default="")
-NNX_METHOD = _value("--nnx-method", "NAME", "The method of the NNX model to call.", default="")
-LINEN_OUTPUT = _value(
-    "--linen-output", "PATH", "The part of what the Linen call returns that counts, as in 'logits' or '0'.", default=""
-)
-NNX_OUTPUT = _value("--nnx-output", "PATH", "The same for the NNX call.", default="")
 ALLOW_GUESS = _flag("--allow-guess", text="Accept what only names tell, of variables that the calls do not use.")
 OVERWRITE = _flag("--force", text="Replace FILE if it exists.")
 TO_FILE = click.Option(["-o", "--output"], metavar="FILE", type=FilePath, help="Write a rule file for --rules.")
 
 SRC = Argument("src", "The checkpoint to read; it is never written to.")
 LEAVES = (PARAMS_ONLY, DROP, KEEP, COLLECTION, RULES, ALLOW_LOSSY)
-CALLS = (INPUT, INPUTS, LINEN_KWARGS, NNX_KWARGS)
+CALLS = (
+    INPUT,
+    INPUTS,
+    LINEN_INIT,
+    LINEN_KWARGS,
+    NNX_KWARGS,
+    LINEN_METHOD,
+    NNX_METHOD,
+    LINEN_OUTPUT,
+    NNX_OUTPUT,
+)
 WRITING = (DRY_RUN, FORCE, COPY, COMPRESS, MEMORY_BUDGET, VERIFY, NO_VERIFY)
 OUTPUT = (JSON, REPORT, QUIET, VERBOSE, DEBUG, HELP)
 
@@ -173,7 +195,7 @@ def _conversion(layout: tuple[click.Option, ...], models: tuple[click.Option, ..
         "Arguments": (SRC, Argument("dst", "The checkpoint to make.")),
         "Reading SRC": (STEP, ITEM),
         "Leaves": LEAVES,
-        "Models": (*models, *CALLS),
+        "Models": (*models, *CALLS, SEEDS),
         "Layout of DST": (LIKE, *layout, TO_FORMAT, AS_STEP, MAX_SHARD_SIZE),
         "Writing DST": WRITING,
         "Output": OUTPUT,
@@ -191,7 +213,7 @@ COMPARE: Sections = {
     "Arguments": (SRC, Argument("dst", "The checkpoint that was made from SRC.")),
     "Reading SRC and DST": (STEP, ITEM, FULL, MEMORY_BUDGET),
     "Leaves": LEAVES,
-    "Models": (NNX_MODEL, LINEN_MODEL, OPTIMIZER, *CALLS),
+    "Models": (NNX_MODEL, LINEN_MODEL, OPTIMIZER, *CALLS, SEEDS),
     "Layout of DST": (LIKE,),
     "Output": OUTPUT,
 }
@@ -203,7 +225,7 @@ DIFF: Sections = {
 }
 ALIGN: Sections = {
     "Models": (NNX_MODEL, LINEN_MODEL),
-    "Calls": (*CALLS, LINEN_METHOD, NNX_METHOD, LINEN_OUTPUT, NNX_OUTPUT),
+    "Calls": CALLS,
     "Result": (TO_FILE, OVERWRITE, ALLOW_GUESS),
     "Output": (JSON, QUIET, DEBUG, HELP),
 }

@@ -2,8 +2,8 @@
 
 from converter.models.initial import InitialValues
 from converter.models.layers import Layer
-from converter.models.linen import linen_leaves, linen_model
-from converter.models.model import Model, ModelVariable
+from converter.models.linen import linen_leaves, linen_model, linen_variables_model
+from converter.models.model import Model, ModelVariable, vocabulary
 from converter.models.nnx import (
     array_leaves,
     collection_of,
@@ -26,6 +26,7 @@ __all__ = [
     "collection_of",
     "linen_leaves",
     "linen_model",
+    "linen_variables_model",
     "nnx_model",
     "nnx_model_from_factory",
     "nnx_state_model",
@@ -34,4 +35,5 @@ __all__ = [
     "state_path",
     "trace_linen",
     "trace_nnx",
+    "vocabulary",
 ]

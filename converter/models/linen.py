@@ -22,6 +22,9 @@ def linen_model(
 ) -> Model:
     """Evaluates ``module.init`` abstractly on ``inputs`` (arrays or ShapeDtypeStructs).
 
+    Args:
+      method: a function of the module that is called in the place of its ``__call__``.
+
     Raises:
       ModelError: not a Linen module, or its init fails on these inputs.
     """
@@ -36,26 +39,33 @@ def linen_model(
     rngs = {name: jax.random.key(0) for name in ("params", "dropout")}
 
     def make() -> Any:
-        called = {"method": method} if method else {}
-        return module.init(rngs, *_dummies(inputs), **called, **(kwargs or {}))
+        return module.init(rngs, *_dummies(inputs), **(kwargs or {}), method=method)
 
     with recording() as record:
         what = f"initialising the Linen model {type(module).__name__}"
         variables = user_code.call(what, jax.eval_shape, make)
-    found = []
-    for path, value, boxed in linen_leaves(variables):
-        found.append(
-            ModelVariable(
-                collection=str(path[0]),
-                path=path[1:],
-                spec=live_spec(value),
-                linen_path=path[1:],
-                boxed=boxed,
-                trainable=path[0] == PARAMS,
-            )
-        )
+    found = _variables(variables)
     lifted = record.lifted({(variable.collection, variable.path): variable.spec.shape for variable in found})
-    return Model("linen", module, tuple(found), make, record.layers, lifted, items=record.items)
+    return Model("linen", module, found, make, record.layers, lifted, items=record.items)
+
+
+def linen_variables_model(variables: Mapping[str, Any]) -> Model:
+    """Describes the variables of a live model; the layers they belong to are not known."""
+    return Model("linen", None, _variables(variables))
+
+
+def _variables(variables: Any) -> tuple[ModelVariable, ...]:
+    return tuple(
+        ModelVariable(
+            collection=str(path[0]),
+            path=path[1:],
+            spec=live_spec(value),
+            linen_path=path[1:],
+            boxed=boxed,
+            trainable=path[0] == PARAMS,
+        )
+        for path, value, boxed in linen_leaves(variables)
+    )
 
 
 def _dummies(inputs: Sequence[Any]) -> list[Any]:

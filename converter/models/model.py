@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,3 +76,15 @@ class Model:
     @property
     def boxed(self) -> frozenset[Path]:
         return frozenset(variable.path for variable in self.variables if variable.boxed)
+
+
+def vocabulary(models: Iterable[Model | None]) -> int | None:
+    """The length of the smallest embedding table of these models: integers below it are in range for all of them."""
+    tables = (
+        variable.spec.shape[0]
+        for model in models
+        if model is not None
+        for variable in model.variables
+        if variable.path[-1:] == ("embedding",) and len(variable.spec.shape) == 2
+    )
+    return min(tables, default=None)

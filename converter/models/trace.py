@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from converter import user_code
+from converter.calling.signature import OF_APPLY, Signature, apply_linen, call_nnx
 from converter.errors import ModelError
 from converter.models.dataflow import Dataflow, View, Views
 from converter.models.model import Model
@@ -39,45 +40,46 @@ class Trace:
     scanned: Mapping[Name, tuple[int, ...]]
 
 
-def trace_linen(model: Model, inputs: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> Trace:
-    """Traces ``model.module.apply(variables, *inputs, **kwargs)``.
+def trace_linen(model: Model, signature: Signature) -> Trace:
+    """Traces ``model.module.apply(variables, *arguments)``.
 
     Where that fails and ``mutable`` or ``rngs`` is not among the keyword arguments, once more with everything mutable
     and random streams for dropout and parameters, as for a model that is trained or decodes.
 
     Args:
       model: a Linen model.
-      inputs, kwargs: arrays and ShapeDtypeStructs, in pytrees or alone; what is no ShapeDtypeStruct is a constant.
+      signature: the arguments are arrays and ShapeDtypeStructs, in pytrees or alone; what is no ShapeDtypeStruct is a
+        constant.
 
     Raises:
       ModelError: the call fails.
     """
     import jax
 
-    module, kwargs = model.module, dict(kwargs or {})
+    module, kwargs = model.module, signature.linen_kwargs
     variables = [v for v in model.variables if v.spec.kind in (LeafKind.ARRAY, LeafKind.KEY)]
     paths = [(variable.collection, *variable.path) for variable in variables]
 
     def apply(values: Sequence[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        return module.apply(nest(zip(paths, values, strict=True)), *args, **kwargs)
+        return apply_linen(module, nest(zip(paths, values, strict=True)), args, kwargs, signature.linen)
 
     attempts = [(apply, kwargs)]
-    if not {"mutable", "rngs"} <= kwargs.keys():
+    if not kwargs.keys() >= set(OF_APPLY):
         rngs = {name: jax.random.key(0) for name in (PARAMS, "dropout")}
         attempts.append((apply, {"mutable": True, "rngs": rngs, **kwargs}))
     names = [(variable.collection, variable.path) for variable in variables]
     values = [struct_of(variable.spec) for variable in variables]
-    return _trace("calling the Linen model", attempts, names, values, inputs)
+    return _trace("calling the Linen model", attempts, names, values, signature.arguments.positional)
 
 
-def trace_nnx(model: Model, inputs: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> Trace:
-    """Traces ``model.module(*inputs, **kwargs)`` on a copy of the module, concrete or abstract.
+def trace_nnx(model: Model, signature: Signature) -> Trace:
+    """Traces ``model.module(*arguments)`` on a copy of the module, concrete or abstract.
 
     The copy is called as it is; where that fails, once more after ``eval()``.
 
     Args:
       model: an NNX model with a module.
-      inputs, kwargs: as for ``trace_linen``.
+      signature: as for ``trace_linen``.
 
     Raises:
       ModelError: the call fails, or the model is a mere state.
@@ -102,15 +104,16 @@ def trace_nnx(model: Model, inputs: Sequence[Any], kwargs: Mapping[str, Any] | N
         if evaluate:
             module.eval()
         # Its new state belongs to the results: what nothing depends on may be missing in a trace.
-        return module(*args, **kwargs), nnx.state(module)
+        return call_nnx(module, args, kwargs, signature.nnx), nnx.state(module)
 
     def call_evaluating(values: Sequence[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         return call(values, args, kwargs, evaluate=True)
 
     values = [value for _, _, (own, _) in flat for value in own]
-    attempts = [(call, dict(kwargs or {})), (call_evaluating, dict(kwargs or {}))]
+    kwargs = signature.nnx_kwargs
+    attempts = [(call, kwargs), (call_evaluating, kwargs)]
     with nnx.use_eager_sharding(False):
-        return _trace("calling the NNX model", attempts, names, values, inputs)
+        return _trace("calling the NNX model", attempts, names, values, signature.arguments.positional)
 
 
 Call = Callable[[Sequence[Any], Sequence[Any], Mapping[str, Any]], Any]

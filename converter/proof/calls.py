@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from converter import user_code
+from converter.calling.arrays import Fill
+from converter.calling.signature import OF_APPLY, Signature, apply_linen, call_nnx
 from converter.live import restore_nnx
 from converter.models import Model, ModelVariable, array_leaves, collection_of, raw_value, state_path
-from converter.models.program import Calling, named_outputs
 from converter.proof.double import run_doubled
+from converter.proof.values import is_inexact
+from converter.pytrees import pytree_path
 from converter.rules.link import Name
 from converter.training_state import PARAMS, RNG_COLLECTIONS, Held, Part, Slot, TrainingState
-from converter.tree import KEY_WORDS, Leaf, LeafKind, nest, numpy_dtype
-
-if TYPE_CHECKING:
-    pass
+from converter.tree import KEY_WORDS, Leaf, LeafKind, format_path, nest, numpy_dtype
 
 Values = Mapping[Name, Any]
+
+LINEN_CALL, NNX_CALL = "calling the Linen model", "calling the NNX model"
 
 Outputs = dict[str, Any]
 """Everything that a call returns, by its path in the returned pytree."""
@@ -69,13 +71,11 @@ class Call:
     Args:
       what: what is being done, for messages.
       run: calls the model with its variables and with the arrays among its inputs.
-      output: the part of what it returns that counts; "" for all of it.
     """
 
-    def __init__(self, what: str, run: Callable[[Values, Sequence[Any]], Any], output: str = "") -> None:
+    def __init__(self, what: str, run: Callable[[Values, Sequence[Any]], Any]) -> None:
         self._what = what
-        self._run = run
-        self._output = output
+        self.run = run
         self._traced: dict[object, Traced] = {}
 
     def traced(self, values: Values, inputs: Sequence[Any]) -> Traced:
@@ -96,9 +96,10 @@ class Call:
 
         def run(*arrays: Any) -> list[Any]:
             given = dict(zip(values, arrays, strict=False))
-            returned = self._run(given, arrays[len(given) :])
-            for name, leaf in named_outputs(self._what, returned, self._output):
-                (results if isinstance(leaf, jax.Array | np.ndarray) else others)[name] = leaf
+            returned = jax.tree_util.tree_flatten_with_path(self.run(given, arrays[len(given) :]))[0]
+            for keys, leaf in returned:
+                is_array = isinstance(leaf, jax.Array | np.ndarray)
+                (results if is_array else others)[format_path(pytree_path(keys)) or "output"] = leaf
             return list(results.values())
 
         closed = user_code.call(self._what, jax.make_jaxpr(run), *structs)
@@ -109,29 +110,30 @@ class Call:
 # The two frameworks --------------------------------------------------------------------------------------------------
 
 
-def linen_calls(model: Model, fill: Callable[[Sequence[Any]], Sequence[Any]], calling: Calling) -> list[Call]:
+def linen_calls(model: Model, fill: Fill, signature: Signature) -> list[Call]:
     """``module.apply`` as it is stated; and for models that train or decode, with everything that they may need."""
     import jax
 
-    kwargs = calling.kwargs
-
-    def call(**more: Any) -> Call:
-        given = {**more, **kwargs} | ({"method": calling.method} if calling.method else {})
-
-        def run(values: Values, arrays: Sequence[Any]) -> Any:
-            nested = nest(((collection, *path), value) for (collection, path), value in values.items())
-            result = model.module.apply(nested, *fill(arrays), **given)
-            # flax.linen.Module.apply returns a pair unless mutable is False, even for an empty list.
-            return result if given.get("mutable", False) is False else result[0]
-
-        return Call("calling the Linen model", run, calling.output)
-
-    if {"mutable", "rngs"} <= kwargs.keys():
-        return [call()]
-    return [call(), call(mutable=True, rngs={name: jax.random.key(0) for name in (PARAMS, "dropout")})]
+    stated = linen_call(model.module, fill)
+    if signature.linen_kwargs.keys() >= set(OF_APPLY):
+        return [stated]
+    rngs = {name: jax.random.key(0) for name in (PARAMS, "dropout")}
+    return [stated, linen_call(model.module, fill, mutable=True, rngs=rngs)]
 
 
-def nnx_calls(model: Model, fill: Callable[[Sequence[Any]], Sequence[Any]], calling: Calling) -> list[Call]:
+def linen_call(module: Any, fill: Fill, **more: Any) -> Call:
+    """The call of a Linen module, with keyword arguments that hold where nothing else is stated."""
+
+    def run(values: Values, arrays: Sequence[Any]) -> Any:
+        nested = nest(((collection, *path), value) for (collection, path), value in values.items())
+        filled = fill(arrays)
+        kwargs = {**more, **filled.linen_kwargs}
+        return apply_linen(module, nested, filled.arguments.positional, kwargs, filled.linen)[0]
+
+    return Call(LINEN_CALL, run)
+
+
+def nnx_calls(model: Model, fill: Fill, signature: Signature) -> list[Call]:
     """The call of the NNX module after ``eval()``, and as it is.
 
     Raises:
@@ -141,19 +143,35 @@ def nnx_calls(model: Model, fill: Callable[[Sequence[Any]], Sequence[Any]], call
 
     zeros = [(Slot(Part.VARIABLES, v.collection, v.path), _zeros(v)) for v in model.variables if needs_value(v)]
     graph, state = nnx.split(restore_nnx(TrainingState(zeros), model))
+    return [nnx_call(graph, state, fill, evaluate=True), nnx_call(graph, state, fill)]
+
+
+def nnx_call(graph: Any, state: Any, fill: Fill, *, evaluate: bool = False) -> Call:
+    """The call of a copy of the module that was split into these two, with other values in its variables."""
+    from flax import nnx
+
     flat = nnx.to_flat_state(state)
 
-    def call(*, evaluate: bool) -> Call:
-        def run(values: Values, arrays: Sequence[Any]) -> Any:
-            module = nnx.merge(graph, nnx.from_flat_state(_with(flat, values)))
-            if evaluate:
-                module.eval()
-            function = getattr(module, calling.method) if calling.method else module
-            return function(*fill(arrays), **calling.kwargs)
+    def run(values: Values, arrays: Sequence[Any]) -> Any:
+        module = nnx.merge(graph, nnx.from_flat_state(_with(flat, values)))
+        if evaluate:
+            module.eval()
+        filled = fill(arrays)
+        return call_nnx(module, filled.arguments.positional, filled.nnx_kwargs, filled.nnx)
 
-        return Call("calling the NNX model", run, calling.output)
+    return Call(NNX_CALL, run)
 
-    return [call(evaluate=True), call(evaluate=False)]
+
+def nnx_values(state: Any) -> dict[Name, Any]:
+    """The real and complex numbers of an NNX state, by collection and path."""
+    from flax import nnx
+
+    return {
+        (collection_of(leaf), state_path(keys) + inside): value
+        for keys, leaf in nnx.to_flat_state(state)
+        for inside, value in array_leaves(raw_value(leaf))
+        if is_inexact(value.dtype)
+    }
 
 
 def needs_value(variable: ModelVariable) -> bool:

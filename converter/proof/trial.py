@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from converter.calling.arrays import array_inputs
+from converter.calling.signature import Signature
 from converter.errors import ConverterError, ModelError
 from converter.models import Model
-from converter.models.program import Calling, array_inputs
 from converter.proof.calls import Call, Outputs, Traced, linen_calls, needs_value, nnx_calls
 from converter.proof.outputs import (
     LIMITS,
@@ -60,18 +61,11 @@ class Point:
 class Trial:
     """Both models with their inputs. ``silent`` is about the correspondence that was confirmed last."""
 
-    def __init__(
-        self,
-        linen: Model,
-        nnx: Model,
-        inputs: Sequence[Any],
-        linen_calling: Calling,
-        nnx_calling: Calling,
-    ) -> None:
+    def __init__(self, linen: Model, nnx: Model, signature: Signature) -> None:
         self._linen, self._nnx = linen, nnx
-        self._arrays, fill = array_inputs(inputs)
-        self._linen_calls = linen_calls(linen, fill, linen_calling)
-        self._make_nnx_calls = functools.partial(nnx_calls, nnx, fill, nnx_calling)
+        self._arrays, fill = array_inputs(signature)
+        self._linen_calls = linen_calls(linen, fill, signature)
+        self._make_nnx_calls = functools.partial(nnx_calls, nnx, fill, signature)
         self._nnx_calls: list[Call] = []
         self._doubles = True
         self._limit = LIMITS[0]

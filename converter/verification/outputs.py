@@ -2,181 +2,179 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from converter import user_code
-from converter.errors import UsageError
-from converter.pytrees import pytree_path
-from converter.tree import LeafKind, LeafSpec, format_path, numpy_dtype
-
-if TYPE_CHECKING:
-    import numpy as np
+from converter.calling.signature import Signature
+from converter.errors import ModelError
+from converter.proof.outputs import TOLERANCE
+from converter.verification.differences import OutputDifference, described, difference
+from converter.verification.replay import Replay, replayed
+from converter.verification.running import Pair, Run, runs_of
 
 if TYPE_CHECKING:
     from flax import linen, nnx
 
-TOLERANCE: Mapping[str, float] = {"float64": 1e-5, "float32": 1e-5, "bfloat16": 2e-2, "float16": 2e-3}
-"""Largest accepted difference, relative to the largest output. Eager layers agree bit for bit; compiled loops and
-fused matrix products differ in the last bits."""
+    from converter.verification.bisection import Divergence, VariableLink
+    from converter.verification.running import Outputs
 
+__all__ = ["TOLERANCE", "OutputDifference", "OutputsResult", "compare_outputs"]
 
-@dataclass(frozen=True, slots=True)
-class OutputDifference:
-    """How far one output of the two models is apart.
-
-    Attributes:
-      name: the path of the output in the returned pytree, "output" for a single array.
-      spec: shape and dtype of Linen's output.
-      max_abs: the largest absolute difference.
-      scale: the largest absolute value of Linen's output.
-      limit: what ``max_abs`` may be.
-      bitwise: whether all bits are equal.
-    """
-
-    name: str
-    spec: str
-    max_abs: float
-    scale: float
-    limit: float
-    bitwise: bool
-
-    @property
-    def ok(self) -> bool:
-        return self.bitwise or self.max_abs <= self.limit
-
-    def __str__(self) -> str:
-        if self.bitwise:
-            return f"{self.name} {self.spec}: bit for bit equal"
-        return f"{self.name} {self.spec}: max abs difference {self.max_abs:.3g} (limit {self.limit:.3g})"
+FEW_ULPS = 4
+"""From how many units in the last place of the largest output on, a difference is looked at closely although it is
+within the limits: there may be another epsilon or another variant of an activation behind it."""
 
 
 @dataclass(frozen=True, slots=True)
 class OutputsResult:
-    """The outcome of running both models; ``problem`` says why outputs could not be compared at all."""
+    """The outcome of running both models.
+
+    Attributes:
+      inputs: what they were called with.
+      outputs: for each output how far it is apart in the worst run.
+      problem: why outputs could not be compared at all.
+      runs: the calls that were compared beyond the first one, as in "with seed 1" or "on a batch of 1".
+      notes: calls that could not be made, and other remarks.
+      replay: the same in double precision, where rounding may be what outputs differ by.
+      divergence: where the difference begins.
+    """
 
     inputs: tuple[str, ...]
     outputs: tuple[OutputDifference, ...]
     problem: str = ""
+    runs: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    replay: Replay | None = None
+    divergence: Divergence | None = None
 
     @property
     def ok(self) -> bool:
-        return not self.problem and all(output.ok for output in self.outputs)
+        if self.problem:
+            return False
+        if self.replay is not None and self.replay.decides:
+            whole = all(output.ok for output in self.outputs if not _has_fractions(output))
+            return whole and self.replay.agrees
+        return all(output.ok for output in self.outputs)
+
+    def lines(self) -> list[str]:
+        """What there is to say beyond the verdict."""
+        replay = [str(self.replay)] if self.replay is not None else []
+        found = self.divergence.lines() if self.divergence is not None else []
+        problem = [self.problem] if self.problem else []
+        return [*map(str, self.outputs), *problem, *replay, *found, *self.notes]
+
+    def conditions(self) -> str:
+        """``float32[2,8] with seeds 0 to 2 and on a batch of 1``."""
+        seeds = sum(run.startswith("with") for run in self.runs) + 1
+        others = [run for run in self.runs if not run.startswith("with")]
+        parts = ([f"with {seeds} seeds"] if seeds > 1 else []) + others
+        return f"{', '.join(self.inputs) or 'nothing'}{', ' if parts else ''}{' and '.join(parts)}"
 
     def to_json(self) -> dict[str, Any]:
         return {
             "ok": self.ok,
             "inputs": list(self.inputs),
+            "runs": list(self.runs),
             "problem": self.problem,
-            "outputs": [
-                {"name": o.name, "spec": o.spec, "max_abs": o.max_abs, "limit": o.limit, "bitwise": o.bitwise}
-                for o in self.outputs
-            ],
+            "notes": list(self.notes),
+            "outputs": [output.to_json() for output in self.outputs],
+            "replay": None if self.replay is None else self.replay.to_json(),
+            "divergence": None if self.divergence is None else self.divergence.to_json(),
         }
+
+
+def _has_fractions(output: OutputDifference) -> bool:
+    return output.spec.startswith(("float", "bfloat", "complex"))
+
+
+Links = Callable[[], Sequence["VariableLink"]]
 
 
 def compare_outputs(
     linen_module: linen.Module,
     variables: Mapping[str, Any],
     nnx_module: nnx.Module,
-    inputs: Sequence[Any],
-    linen_kwargs: Mapping[str, Any] | None = None,
-    nnx_kwargs: Mapping[str, Any] | None = None,
+    signature: Signature,
+    seeds: int = 3,
+    links: Links = tuple,
 ) -> OutputsResult:
-    """Calls ``linen_module.apply(variables, *inputs, **linen_kwargs)`` and ``nnx_module(*inputs, **nnx_kwargs)``.
+    """Calls ``linen_module.apply(variables, …)`` and ``nnx_module(…)`` on several inputs, as the signature says.
 
-    The NNX module is called as it is, and its state may change as in any call; ``mutable`` among ``linen_kwargs`` works
-    as in ``apply``, and the mutated collections are not compared.
+    The NNX module is called in the mode it is in; ``mutable`` among Linen's keyword arguments works as in ``apply``,
+    and the mutated collections are not compared.
 
-    Raises:
-      ModelError: one of the two calls fails.
-    """
-    linen_kwargs, nnx_kwargs = dict(linen_kwargs or {}), dict(nnx_kwargs or {})
-    left = user_code.call("calling the Linen model", linen_module.apply, variables, *inputs, **linen_kwargs)
-    # flax.linen.Module.apply returns a pair unless mutable is False, even for an empty list.
-    if linen_kwargs.get("mutable", False) is not False:
-        left = left[0]
-    right = user_code.call("calling the NNX model", nnx_module, *inputs, **nnx_kwargs)
-    described = tuple(_described(x) for x in inputs)
-    left_leaves, right_leaves = _leaves(left), _leaves(right)
-    if [(p, a.shape) for p, a in left_leaves] != [(p, a.shape) for p, a in right_leaves]:
-        return OutputsResult(
-            described,
-            (),
-            "the models return different structures: " + f"Linen {_shapes(left_leaves)}, NNX {_shapes(right_leaves)}",
-        )
-    pairs = zip(left_leaves, right_leaves, strict=True)
-    return OutputsResult(described, tuple(_difference(name, a, b) for (name, a), (_, b) in pairs))
-
-
-def _leaves(outputs: Any) -> list[tuple[str, np.ndarray[Any, Any]]]:
-    import jax
-
-    leaves = jax.tree_util.tree_flatten_with_path(outputs)[0]
-    return [(format_path(pytree_path(keys)) or "output", _array(leaf)) for keys, leaf in leaves]
-
-
-def _array(leaf: Any) -> np.ndarray[Any, Any]:
-    import jax
-    import numpy as np
-
-    is_key = hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
-
-
-def _difference(name: str, left: np.ndarray[Any, Any], right: np.ndarray[Any, Any]) -> OutputDifference:
-    import numpy as np
-
-    if not {left.dtype.kind, right.dtype.kind}.isdisjoint("USO"):  # texts and other objects among the outputs
-        equal = bool(np.array_equal(left, right))
-        return OutputDifference(name, _described(left), 0.0 if equal else np.inf, 0.0, 0.0, equal)
-    bitwise = left.dtype == right.dtype and left.tobytes() == right.tobytes()
-    wide = np.complex128 if left.dtype.kind == "c" else np.float64
-    a, b = left.astype(wide), right.astype(wide)
-    # Where both are NaN, or the same infinity, there is no difference; where only one is, it is infinite.
-    with np.errstate(invalid="ignore"):
-        gaps = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a - b))
-    gaps = np.where(np.isnan(gaps), np.inf, gaps)
-    finite = np.abs(a[np.isfinite(a)])
-    scale = float(finite.max()) if finite.size else 0.0
-    limit = TOLERANCE.get(left.dtype.name, 0.0) * max(scale, 1e-30)
-    return OutputDifference(name, _described(left), float(gaps.max()) if gaps.size else 0.0, scale, limit, bitwise)
-
-
-def random_inputs(specs: Sequence[LeafSpec], seed: int = 0) -> tuple[Any, ...]:
-    """Inputs of the given shapes and dtypes: standard normal floats; zeros and ones for integers and booleans, which
-    are in range for any vocabulary.
+    Args:
+      seeds: how many inputs of the given shapes there shall be; where there are several, one more run is made with a
+        batch of another size.
+      links: which variables are which, to find the modules that belong together; asked for only if outputs differ.
 
     Raises:
-      UsageError: a dtype that is no number.
+      ModelError: one of the two calls fails on the first inputs.
     """
-    import jax.numpy as jnp
-    import numpy as np
-
-    generator = np.random.default_rng(seed)
-    made = []
-    for spec in specs:
-        dtype = numpy_dtype(spec.dtype) if spec.kind is LeafKind.ARRAY else None
-        if dtype is not None and (jnp.issubdtype(dtype, jnp.integer) or dtype.kind == "b"):
-            make: Callable[..., Any] = functools.partial(generator.integers, 0, 2)
-        elif dtype is not None and jnp.issubdtype(dtype, jnp.inexact):
-            make = generator.standard_normal
-        else:
-            raise UsageError(f"cannot make random inputs of {spec}", "Give them with --inputs SPEC.")
+    pair = Pair(linen_module, variables, nnx_module, signature)
+    result = OutputsResult((signature.recipe or signature.arguments).described(), ())
+    worst: tuple[float, Run] | None = None
+    for run in runs_of(signature, seeds):
         try:
-            made.append(jnp.asarray(make(spec.shape)).astype(dtype))
-        except (MemoryError, ValueError, OverflowError) as error:
-            raise UsageError(f"cannot make an input {spec}: {error}", "Use a smaller batch.") from None
-    return tuple(made)
+            left, right = pair.linen_outputs(run.arguments), pair.nnx_outputs(run.arguments)
+        except ModelError as error:
+            if worst is None:
+                raise
+            result = replace(result, notes=(*result.notes, f"not run {run}: {error.message.splitlines()[0]}"))
+            continue
+        if _shapes(left) != _shapes(right):
+            where = f" {run}" if worst is not None else ""
+            problem = f"the models return different structures{where}: Linen {_named(left)}, NNX {_named(right)}"
+            problem += " (--linen-output and --nnx-output select what counts)"
+            return replace(result, outputs=(), problem=problem)
+        found = [difference(name, value, right[name]) for name, value in left.items()]
+        excess = max((each.excess for each in found if not each.bitwise), default=0.0)
+        if worst is None:
+            result, worst = replace(result, outputs=tuple(found)), (excess, run)
+            continue
+        joined = tuple(one.joined(other) for one, other in zip(result.outputs, found, strict=True))
+        result, worst = (
+            replace(result, outputs=joined, runs=(*result.runs, str(run))),
+            max(worst, (excess, run), key=_excess),
+        )
+    assert worst is not None
+    return _explained(result, pair, worst[1], links)
 
 
-def _described(value: Any) -> str:
-    if hasattr(value, "dtype") and hasattr(value, "shape"):
-        return f"{value.dtype}[{','.join(map(str, value.shape))}]"
-    return type(value).__name__
+def _excess(run: tuple[float, Run]) -> float:
+    return run[0]
 
 
-def _shapes(leaves: list[tuple[str, np.ndarray[Any, Any]]]) -> str:
-    return ", ".join(f"{name} {_described(array)}" for name, array in leaves) or "nothing"
+def _explained(result: OutputsResult, pair: Pair, run: Run, links: Links) -> OutputsResult:
+    """The result with a replay where rounding may be at work, and with the place where a difference begins.
+
+    A difference within the limits that is no matter of rounding is worth a remark: another epsilon, for instance.
+    """
+    if not any(map(_is_suspicious, result.outputs)):
+        return result
+    replay = replayed(pair, run.arguments)
+    explained = replace(result, replay=replay)
+    if explained.ok and (replay.agrees or replay.problem):
+        return explained if replay.decides else result
+    from converter.verification.bisection import first_divergence
+
+    return replace(explained, divergence=first_divergence(pair, run.arguments, links()))
+
+
+def _is_suspicious(output: OutputDifference) -> bool:
+    """Whether an output differs by more than rounding explains at first sight."""
+    import jax.numpy as jnp
+
+    dtype = output.spec.partition("[")[0]
+    if not output.ok or output.bitwise or not _has_fractions(output) or dtype.startswith("float8"):
+        return not output.ok
+    return output.max_abs > FEW_ULPS * float(jnp.finfo(dtype).eps) * output.scale
+
+
+def _shapes(outputs: Outputs) -> list[tuple[str, tuple[int, ...]]]:
+    return [(name, array.shape) for name, array in outputs.items()]
+
+
+def _named(outputs: Outputs) -> str:
+    return ", ".join(f"{name} {described(array)}" for name, array in outputs.items()) or "nothing"

@@ -12,8 +12,8 @@ A session is a text file ``sessions/NAME.session``::
 exit code. Blank lines and comments may stand between commands. Each session runs in an empty directory of its own.
 
 * ``$TMP`` is that directory, ``$FIXTURES`` that of the committed checkpoints, ``$MODELS`` the file with their models,
-  ``$UNLIKE`` that with the models whose variables differ, ``$RULES`` the directory of rule files. The same names stand
-  for these paths in the output.
+  ``$UNLIKE`` that with the models whose variables differ, ``$CALLS`` that with models that are called otherwise or have
+  a fault, ``$RULES`` the directory of rule files. The same names stand for these paths in the output.
 * ``$TIME``, ``$HEX``, ``$NUMBER`` and ``$VERSION`` stand in the output for what differs from run to run.
 * ``% cp FROM TO``, ``% mkdir PATH``, ``% rm PATH`` and ``% flip FILE`` (the last byte) prepare files.
 * ``@ click 8.5`` compares the outputs of the session only where that version is installed.
@@ -44,8 +44,11 @@ NORMALISED = (
     (re.compile(r"(?<=by flax-convert )\d[\w.]*"), "$VERSION"),
     (re.compile(r"(?<=unfinished-)[0-9a-f]{8}"), "$HEX"),
     (re.compile(r"(?<=max abs difference )\S+ \(limit \S+\)"), "$NUMBER (limit $NUMBER)"),
+    (re.compile(r"(?<=max relative )\S+, \d+(?= ULP)"), "$NUMBER, $NUMBER"),
+    (re.compile(r"(?<=outputs differ by )\S+"), "$NUMBER"),
     (re.compile(r'(?<="max_abs": )(?!0\.0,)[^,]+'), "$NUMBER"),
     (re.compile(r'(?<="limit": )[^,]+'), "$NUMBER"),
+    (re.compile(r'(?<="max_relative": )(?!0\.0,)[^,]+|(?<="max_ulp": )(?!0,)[^,]+'), "$NUMBER"),
     (re.compile(r"(?<=NumPy )\d[\w.]*|(?<=ml_dtypes )\d[\w.]*"), "$VERSION"),
 )
 
@@ -85,6 +88,7 @@ class Place:
     def __init__(self, directory: Path, checkpoints: Path, models: str) -> None:
         self.names = {"$TMP": str(directory), "$FIXTURES": str(checkpoints), "$MODELS": models}
         self.names |= {"$UNLIKE": str(checkpoints.parent / "unlike.py"), "$RULES": str(checkpoints.parent / "rules")}
+        self.names["$CALLS"] = str(checkpoints.parent / "calls.py")
 
     def words(self, line: str) -> list[str]:
         return [self._filled(word) for word in shlex.split(line)]

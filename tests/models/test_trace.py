@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 
+from converter.calling import Arguments, Side, Signature
 from converter.errors import ModelError
 from converter.models import (
     Model,
@@ -20,8 +21,7 @@ from converter.models import (
     nnx_model,
     nnx_model_from_factory,
     nnx_state_model,
-    trace_linen,
-    trace_nnx,
+    trace,
 )
 from converter.tree import format_path
 
@@ -50,6 +50,18 @@ class Nnx(nnx.Module):
 
     def __call__(self, *inputs: Any) -> Any:
         return self.body(self, *inputs)
+
+
+def called(inputs: Sequence[Any], **sides: Side) -> Signature:
+    return Signature(Arguments(tuple(inputs)), **sides)
+
+
+def trace_linen(model: Model, inputs: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> Trace:
+    return trace.trace_linen(model, called(inputs, linen=Side(kwargs or {})))
+
+
+def trace_nnx(model: Model, inputs: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> Trace:
+    return trace.trace_nnx(model, called(inputs, nnx=Side(kwargs or {})))
 
 
 def linen_trace(module: nn.Module, *inputs: Any, **kwargs: Any) -> Trace:

@@ -12,8 +12,8 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 
+from converter.calling import Arguments, Signature
 from converter.models import linen_model, nnx_model
-from converter.models.program import Calling
 from converter.proof.trial import Trial
 from converter.rules.link import Name
 from converter.rules.matching.board import Piece
@@ -55,7 +55,7 @@ def name(text: str) -> Name:
 def trial(function: Function, names: str = "ab", x: Any = X, other: Function | None = None, **options: Any) -> Trial:
     """Both models compute the same function of matrices of the same names."""
     linen = linen_model(Linen(function, tuple(names), **options), (x,))
-    return Trial(linen, nnx_model(Nnx(other or function, names, **options)), (x,), Calling(), Calling())
+    return Trial(linen, nnx_model(Nnx(other or function, names, **options)), Signature(Arguments((x,))))
 
 
 def pieces(names: str, to: str | None = None) -> list[Piece]:
@@ -163,7 +163,7 @@ def test_inputs_that_hide_what_they_meet(x: Any):
 def test_two_equal_inputs_are_told_apart():
     linen = linen_model(Linen(lambda p, xy: p["a"][xy[0]] * p["b"][xy[1]], tuple("ab")), ([jnp.arange(3)] * 2,))
     module = nnx_model(Nnx(lambda p, xy: p["a"][xy[0]] * p["b"][xy[1]], "ab"))
-    judge = Trial(linen, module, ([jnp.arange(3)] * 2,), Calling(), Calling())
+    judge = Trial(linen, module, Signature(Arguments(([jnp.arange(3)] * 2,))))
     assert judge.confirm(pieces("ab")) == ""
     assert judge.confirm(pieces("ab", "ba")) != ""
 
@@ -172,14 +172,14 @@ def test_copies_of_one_array_are_given_equal_values():
     """What is two arrays in Linen and one in NNX has to be equal, or nothing could be compared."""
     linen = linen_model(Linen(lambda p, x: layers({"a": p["a"], "b": p["b"].T}, x), tuple("ab")), (X,))
     module = nnx_model(Nnx(lambda p, x: layers({"a": p["a"], "b": p["a"]}, x), "a"))
-    judge = Trial(linen, module, (X,), Calling(), Calling())
+    judge = Trial(linen, module, Signature(Arguments((X,))))
     assert judge.confirm([Piece((name("a"), name("b")), (name("a"),), Agree((REWRAP, Transpose())))]) == ""
     assert judge.confirm([Piece((name("a"), name("b")), (name("a"),), Agree((REWRAP, REWRAP)))]) != ""
 
 
 def test_what_has_no_place_in_nnx_is_zero():
     linen = linen_model(Linen(lambda p, x: x @ p["a"] + p["b"][0], tuple("ab")), (X,))
-    judge = Trial(linen, nnx_model(Nnx(lambda p, x: x @ p["a"], "a")), (X,), Calling(), Calling())
+    judge = Trial(linen, nnx_model(Nnx(lambda p, x: x @ p["a"], "a")), Signature(Arguments((X,))))
     assert judge.confirm(pieces("a")) == ""
 
 

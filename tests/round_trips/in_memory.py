@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from converter.calling import Arguments, Signature
 from converter.models import linen_model, nnx_model_from_factory
 from converter.planning.plan import Plan
 from converter.planning.planner import make_plan
@@ -21,7 +22,7 @@ def both_models(pair: Pair) -> dict[str, Any]:
     """What a request takes: both models, and what running them tells."""
     if id(pair) not in _MODELS:
         linen, of_nnx = linen_model(pair.linen(), pair.inputs, {}), nnx_model_from_factory(pair.nnx)
-        told = evidence(linen, of_nnx, pair.inputs, {}, {})
+        told = evidence(linen, of_nnx, Signature(Arguments(tuple(pair.inputs))))
         _MODELS[id(pair)] = {"linen_model": linen, "nnx_model": of_nnx, "evidence": told}
     return _MODELS[id(pair)]
 

@@ -13,9 +13,10 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 
+from converter.calling import Arguments, InputSpec, Signature
 from converter.errors import UsageError
 from converter.tree import LeafKind, LeafSpec, array_spec
-from converter.verification.outputs import TOLERANCE, OutputDifference, OutputsResult, compare_outputs, random_inputs
+from converter.verification.outputs import TOLERANCE, OutputDifference, OutputsResult, compare_outputs
 
 
 class Linen(nn.Module):
@@ -35,9 +36,17 @@ class Nnx(nnx.Module):
         return self.function(x)
 
 
+def called(*inputs: Any) -> Signature:
+    return Signature(Arguments(inputs))
+
+
+def random_inputs(specs: Any, seed: int = 0) -> tuple[Any, ...]:
+    return Arguments(tuple(map(InputSpec, specs))).drawn(seed).positional
+
+
 def compared(left: Any, right: Any) -> OutputDifference:
     """The one difference of two modules that return these arrays."""
-    result = compare_outputs(Linen(lambda x: left), {}, Nnx(lambda x: right), (jnp.zeros(1),))
+    result = compare_outputs(Linen(lambda x: left), {}, Nnx(lambda x: right), called(jnp.zeros(1)))
     assert result.problem == ""
     (difference,) = result.outputs
     assert result.ok is difference.ok
@@ -111,18 +120,25 @@ def test_empty_outputs_are_equal():
 
 
 def test_inputs_and_outputs_in_json():
-    result = compare_outputs(Linen(lambda x: {"y": x}), {}, Nnx(lambda x: {"y": x + 1}), (jnp.zeros((2, 1)),))
+    result = compare_outputs(Linen(lambda x: {"y": x}), {}, Nnx(lambda x: {"y": x + 1}), called(jnp.zeros((2, 1))))
     found = result.to_json()
     assert json.loads(json.dumps(found)) == found
+    replay, divergence = found.pop("replay"), found.pop("divergence")
+    assert (replay["max_abs"], replay["low_precision"]) == (1.0, {"linen": "", "nnx": ""})
+    assert (divergence["kinds"], divergence["linen"]) == ({"linen": "Linen", "nnx": "Nnx"}, "")
     assert found == {
         "ok": False,
         "inputs": ["float32[2,1]"],
+        "runs": ["with seed 1", "with seed 2", "on a batch of 1"],
         "problem": "",
+        "notes": [],
         "outputs": [
             {
                 "name": "y",
                 "spec": "float32[2,1]",
                 "max_abs": 1.0,
+                "max_relative": found["outputs"][0]["max_relative"],
+                "max_ulp": found["outputs"][0]["max_ulp"],
                 "limit": found["outputs"][0]["limit"],
                 "bitwise": False,
             }

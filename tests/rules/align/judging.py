@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from converter.calling.inputs import Arguments
+from converter.calling.signature import Side, Signature
 from converter.models import Model, linen_model, nnx_model
 from converter.models.program import Program
 from converter.proof import evidence
@@ -41,7 +43,8 @@ def models_of(pair: Pair) -> tuple[Model, Model, Evidence]:
     case = Case(pair)
     kwargs = {key: value for key, value in pair.linen_kwargs.items() if key not in ("mutable", "rngs")}
     linen, nnx = linen_model(case.linen, case.inputs, kwargs), nnx_model(case.module)
-    told = evidence(linen, nnx, case.inputs, pair.linen_kwargs, pair.nnx_kwargs)
+    signature = Signature(Arguments(tuple(case.inputs)), Side(pair.linen_kwargs), Side(pair.nnx_kwargs))
+    told = evidence(linen, nnx, signature)
     assert told is not None
     return linen, nnx, told
 

@@ -14,6 +14,7 @@ from flax import linen as nn
 from flax import nnx
 
 from converter import linen_to_nnx, nnx_to_linen
+from converter.calling import Arguments, Side, Signature
 from converter.errors import ConversionRefused
 from converter.verification.outputs import compare_outputs
 
@@ -80,6 +81,10 @@ class Pair:
             "linen_kwargs": self.linen_kwargs,
             "nnx_kwargs": self.nnx_kwargs,
         }
+
+
+def signature(pair: Pair, inputs: Sequence[Any]) -> Signature:
+    return Signature(Arguments(tuple(inputs)), Side(pair.linen_kwargs), Side(pair.nnx_kwargs))
 
 
 def other_inputs(inputs: Sequence[Any]) -> tuple[Any, ...]:
@@ -281,7 +286,7 @@ def test_what_is_converted_computes_the_same_and_comes_back(case: str):
     if not pair.linen_kwargs.get("mutable"):
         module.eval()
     inputs = other_inputs(pair.inputs)
-    result = compare_outputs(pair.linen, variables, module, inputs, pair.linen_kwargs, pair.nnx_kwargs)
+    result = compare_outputs(pair.linen, variables, module, signature(pair, inputs))
     assert result.ok, result
 
 
@@ -446,7 +451,7 @@ def test_square_layers_that_are_vmapped_along_different_axes(linen: int, other: 
     variables = pair.variables(1)
     module = nnx.clone(pair.nnx)
     nnx.update(module, pair.convert(variables))
-    assert compare_outputs(pair.linen, variables, module, pair.inputs).ok
+    assert compare_outputs(pair.linen, variables, module, signature(pair, pair.inputs)).ok
     back = nnx_to_linen(module, **pair.models)
     for left, right in zip(jax.tree.leaves(back), jax.tree.leaves(variables), strict=True):
         np.testing.assert_array_equal(left, right)
