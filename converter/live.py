@@ -19,10 +19,11 @@ from converter.models import (
     raw_value,
     state_path,
 )
+from converter.paths import Path, format_path
 from converter.planning.plan import Step
 from converter.pytrees import live_spec
 from converter.training_state import Held, Part, Slot, TrainingState
-from converter.tree import Leaf, LeafKind, Path, format_path, nest
+from converter.tree import Leaf, LeafKind, nest
 
 if TYPE_CHECKING:
     from flax import nnx

@@ -14,8 +14,9 @@ from converter.calling.signature import OF_APPLY, Side, Signature
 from converter.dialects.dialect import Dialect, Framework
 from converter.errors import ModelError, UsageError
 from converter.formats import ORBAX_LAYOUTS
+from converter.paths import PathGlob, parse_path
 from converter.planning.request import LinenStyle, NnxBundle, NnxStyle, Request
-from converter.tree import LeafKind, LeafSpec, PathGlob, parse_path
+from converter.tree import LeafKind, LeafSpec
 
 if TYPE_CHECKING:
     from converter.models import Model

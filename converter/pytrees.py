@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from converter.tree import IndexKey, IntKey, Key, LeafKind, LeafSpec, Path, TupleKey, array_spec, empty_spec
+from converter.paths import IndexKey, IntKey, Key, Path, TupleKey
+from converter.tree import LeafKind, LeafSpec, array_spec, empty_spec
 
 
 def pytree_path(keys: Sequence[Any]) -> Path:

@@ -11,7 +11,8 @@ import enum
 from collections.abc import ItemsView, Iterator, Mapping
 from dataclasses import dataclass
 
-from converter.tree import Leaf, Path, format_path
+from converter.paths import Path, format_path
+from converter.tree import Leaf
 
 PARAMS, CACHE = "params", "cache"
 

@@ -1,150 +1,25 @@
 """The neutral value between all formats and all dialects: paths, leaf specs, lazy leaves and trees of them.
 
 Nothing here knows Linen, NNX, Orbax or msgpack, and building a tree reads no array.
-
-A *path* is a tuple of keys. A key is its text; the subclasses of ``str`` remember which container the key came
-from. They compare and hash by their text, because the same key has different kinds in different files: position 0 of
-an optax state is a sequence index in an Orbax train state, the text ``"0"`` in a msgpack file and an ``int`` dict key
-in an ``nnx.State``.
 """
 
 from __future__ import annotations
 
 import ast
 import enum
-import functools
-import json
 import math
 import re
 from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, ValuesView
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from converter.dtypes import is_common_dtype, item_size, numpy_dtype
 from converter.errors import UnsupportedCheckpoint, UsageError
 from converter.grid import Grid
+from converter.paths import IndexKey, IntKey, Key, Path, TupleKey, format_path
 
 if TYPE_CHECKING:
-    import numpy as np
-
-Key = str
-
-
-class IntKey(str):
-    """A dict key that is an ``int`` in memory (``nnx.State`` uses them for the items of a list)."""
-
-    __slots__ = ()
-
-
-class IndexKey(str):
-    """A position in a list or tuple."""
-
-    __slots__ = ()
-
-
-class TupleKey(str):
-    """A dict key that is a tuple of texts in memory, as nnx.SpectralNorm has them; written as Python writes it."""
-
-    __slots__ = ()
-
-
-Path = tuple[Key, ...]
-
-
-# Paths as text ---------------------------------------------------------------------------------------------------
-
-
-def format_path(path: Path) -> str:
-    """Prints a path: ``params/Dense_0/kernel``. Keys that would be ambiguous are quoted as JSON strings.
-
-    ``parse_path`` is the exact inverse, up to the kind of each key.
-    """
-    return "/".join(_quote(key) for key in path)
-
-
-@functools.lru_cache(maxsize=1 << 16)
-def _quote(key: Key) -> str:
-    plain = key and "/" not in key and not key.startswith('"') and key.isprintable() and key == key.strip()
-    return str(key) if plain else json.dumps(str(key))
-
-
-_SEGMENT = re.compile(r'"(?:[^"\\]|\\.)*"(?=/|$)|[^/"][^/]*')
-
-
-def parse_path(text: str) -> Path:
-    """Reads what ``format_path`` prints; every key comes back as a plain name.
-
-    Raises:
-      UsageError: an empty segment or an unfinished quote.
-    """
-    keys: list[Key] = []
-    position = 0
-    while position < len(text):
-        match = _SEGMENT.match(text, position)
-        if match is None:
-            raise UsageError(
-                f"cannot read the path {text!r}: unexpected {text[position]!r} at column {position + 1}",
-                'Separate keys by single slashes; put a key that contains a slash in quotes: "a/b"/kernel.',
-            )
-        segment = match.group()
-        keys.append(_unquoted(segment, text) if segment.startswith('"') else segment)
-        position = match.end()
-        if position < len(text):
-            position += 1
-            if position == len(text):
-                raise UsageError(f"the path {text!r} ends in a slash", "Remove the last slash.")
-    return tuple(keys)
-
-
-def _unquoted(segment: str, text: str) -> Key:
-    try:
-        return str(json.loads(segment))
-    except ValueError as error:
-        raise UsageError(
-            f"cannot read the path {text!r}: {segment} is no JSON string ({error})",
-            "Inside quotes write backslashes, quotes and control characters as JSON does.",
-        ) from None
-
-
-def path_order(path: Path) -> tuple[tuple[int, int, str], ...]:
-    """Sorting key: alphabetical, but numbers in numeric order (``layers/10`` after ``layers/2``)."""
-    return tuple((0, int(key), "") if key.isascii() and key.isdigit() else (1, 0, key) for key in path)
-
-
-class PathGlob:
-    """A pattern over paths: ``*`` and ``?`` match within one key, a key ``**`` matches any number of keys.
-
-    No other character is special.
-    """
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        keys = parse_path(text)
-        if not keys:
-            raise UsageError("an empty pattern matches no leaf", "Write a pattern such as 'params/**/kernel'.")
-        self._keys = tuple(None if key == "**" else _key_pattern(key) for key in keys)
-
-    def matches(self, path: Path) -> bool:
-        return _glob(self._keys, path)
-
-    def __repr__(self) -> str:
-        return f"PathGlob({self.text!r})"
-
-
-def _key_pattern(key: Key) -> re.Pattern[str]:
-    wild = {"*": ".*", "?": "."}
-    return re.compile("".join(wild.get(character, re.escape(character)) for character in key), re.DOTALL)
-
-
-def _glob(pattern: tuple[re.Pattern[str] | None, ...], path: Path) -> bool:
-    if not pattern:
-        return not path
-    first, rest = pattern[0], pattern[1:]
-    if first is None:
-        return any(_glob(rest, path[start:]) for start in range(len(path) + 1))
-    return bool(path) and first.fullmatch(path[0]) is not None and _glob(rest, path[1:])
-
-
-# Leaves ----------------------------------------------------------------------------------------------------------
+    pass
 
 
 class LeafKind(enum.Enum):
@@ -222,74 +97,6 @@ def array_spec(dtype: str, shape: Iterable[int] = ()) -> LeafSpec:
 
 def empty_spec(container: str) -> LeafSpec:
     return LeafSpec(LeafKind.EMPTY, container)
-
-
-_COMMON = re.compile(
-    r"(?:bool|u?int4|float8_(?:e4m3(?:fn|fnuz|b11fnuz)|e5m2|e5m2fnuz))|(?:u?int|float|complex|bfloat)(8|16|32|64|128)"
-)
-_NOT_AMONG_THEM = frozenset({"float8", "float128", "int128", "uint128", "complex8", "complex16", "complex32"})
-
-
-def is_common_dtype(name: str) -> bool:
-    """Whether the name is one of a dtype that NumPy and ml_dtypes have in every version, found without loading them."""
-    return (
-        _COMMON.fullmatch(name) is not None
-        and name not in _NOT_AMONG_THEM
-        and (not name.startswith("bfloat") or name == "bfloat16")
-    )
-
-
-@functools.cache
-def item_size(name: str) -> int:
-    """Bytes of one element in memory.
-
-    Raises:
-      UnsupportedCheckpoint: no such dtype.
-    """
-    match = _COMMON.fullmatch(name) if is_common_dtype(name) else None
-    return int(match[1] or 8) // 8 if match is not None else numpy_dtype(name).itemsize
-
-
-@functools.cache
-def numpy_dtype(name: str) -> np.dtype[Any]:
-    """The dtype of that name, including bfloat16, float8_*, int4 and the other types of ml_dtypes.
-
-    Raises:
-      UnsupportedCheckpoint: no such dtype.
-    """
-    import ml_dtypes  # registers its types with NumPy
-    import numpy as np
-
-    try:
-        dtype = np.dtype(name)
-    except (TypeError, ValueError, SyntaxError):
-        dtype = None
-    # NumPy understands more than the names of number types ("f4,f4", ">f4", "object", "void").
-    if dtype is not None and dtype.name == name and dtype.kind in "biufcmMV" and dtype.itemsize and not dtype.names:
-        return dtype
-    raise UnsupportedCheckpoint(
-        f"the dtype {name!r} is unknown to NumPy {np.__version__} and ml_dtypes {ml_dtypes.__version__}",
-        "Install the version of ml_dtypes that the checkpoint was written with.",
-    )
-
-
-_SUB_BYTE = re.compile(r"u?int[1-7]|float[4-7]_.*")
-
-
-def is_sub_byte(dtype: str) -> bool:
-    """Whether elements of that dtype are smaller than a byte: NumPy and JAX store one to a byte."""
-    return _SUB_BYTE.fullmatch(dtype) is not None
-
-
-def element_bits(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """The bytes of each element, uint8 of shape [size, bytes]: what is compared where every bit counts."""
-    import numpy as np
-
-    flat = np.ascontiguousarray(array).reshape(-1)
-    if is_sub_byte(flat.dtype.name):
-        # Stored one to a byte, of which the upper bits mean nothing.
-        flat = flat.astype(np.float32)
-    return flat.view(np.uint8).reshape(flat.size, flat.dtype.itemsize)
 
 
 _SPEC_TEXT = re.compile(r"\s*(?P<dtype>[A-Za-z_]\w*)\s*\[\s*(?P<shape>(?:\d+\s*(?:,\s*\d+\s*)*,?)?)\s*\]\s*")

@@ -8,20 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from converter.tree import (
-    IndexKey,
-    IntKey,
-    Leaf,
-    LeafKind,
-    LeafSpec,
-    Path,
-    PathGlob,
-    Tree,
-    array_spec,
-    empty_spec,
-    format_path,
-    parse_path,
-)
+from converter.paths import IndexKey, IntKey, Path, PathGlob, format_path, parse_path
+from converter.tree import Leaf, LeafKind, LeafSpec, Tree, array_spec, empty_spec
 
 ZERO = np.zeros((), np.float32)
 """Stands for any leaf where only its path matters."""

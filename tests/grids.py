@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
+from converter.dtypes import numpy_dtype
 from converter.grid import Axis, Encoding, Grid, Index
 from converter.stored import Extent
-from converter.tree import numpy_dtype
 
 Shape = tuple[int, ...]
 Array = np.ndarray[Any, Any]

@@ -12,26 +12,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from converter.dtypes import numpy_dtype
 from converter.errors import UnsupportedCheckpoint, UsageError
-from converter.tree import (
-    KEY_WORDS,
-    IndexKey,
-    IntKey,
-    Leaf,
-    LeafKind,
-    LeafSpec,
-    Path,
-    PathGlob,
-    Tree,
-    array_spec,
-    empty_spec,
-    format_path,
-    nest,
-    numpy_dtype,
-    parse_array_spec,
-    parse_path,
-    path_order,
-)
+from converter.paths import IndexKey, IntKey, Path, PathGlob, format_path, parse_path, path_order
+from converter.tree import KEY_WORDS, Leaf, LeafKind, LeafSpec, Tree, array_spec, empty_spec, nest, parse_array_spec
 from tests.building import leaf_of, tree_of, tree_with
 
 ODD_KEYS = [

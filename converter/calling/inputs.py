@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from converter.dtypes import numpy_dtype
 from converter.errors import UsageError
-from converter.tree import LeafKind, LeafSpec, numpy_dtype, parse_array_spec
+from converter.tree import LeafKind, LeafSpec, parse_array_spec
 
 if TYPE_CHECKING:
     import numpy as np

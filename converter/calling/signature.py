@@ -9,7 +9,7 @@ from typing import Any
 
 from converter.calling.inputs import SMALL_RANGE, Arguments
 from converter.errors import ModelError
-from converter.tree import Path, format_path
+from converter.paths import Path, format_path
 
 OF_APPLY = ("mutable", "rngs")
 """Keyword arguments that Linen's ``apply`` takes for itself; ``init`` has neither."""

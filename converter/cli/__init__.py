@@ -16,7 +16,7 @@ from converter.cli.reporting import reporting
 from converter.errors import EXIT_DIFFERENCE, EXIT_INPUT, DestinationError, UsageError
 
 if TYPE_CHECKING:
-    from converter.api import Verify
+    from converter.conversion import Verify
     from converter.dialects.dialect import Framework
     from converter.options import Options
     from converter.planning.plan import Plan
@@ -90,6 +90,7 @@ def _convert(
     **options: Any,
 ) -> None:
     from converter import api
+    from converter.conversion import prepare
     from converter.formats import destination_format, step_destination
     from converter.options import read_size
     from converter.run import check_destination
@@ -102,7 +103,7 @@ def _convert(
         if not dry_run:
             check_destination(src, dst, force)
         writing = api.make_writing(to_format, copy, compress, as_step, max_shard_size)
-        conversion = api.prepare(src, to, to_format=to_format, writing=writing, **_read(options))
+        conversion = prepare(src, to, to_format=to_format, writing=writing, **_read(options))
         if dry_run:
             if conversion.plan.problems and not (as_json or quiet):
                 console.write_out(conversion.plan.text(problems=False))
@@ -160,7 +161,7 @@ def diff_command(
     """Compare any two checkpoints, of any format and framework: structure, and values on request."""
     from converter.comparison import compare
     from converter.options import read_size
-    from converter.tree import PathGlob
+    from converter.paths import PathGlob
 
     budget = read_size(memory_budget)
     patterns = tuple(map(PathGlob, filters))

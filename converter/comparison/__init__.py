@@ -16,9 +16,9 @@ from converter.folding import columns, fold, fold_names
 from converter.formats.checkpoint import Checkpoint, Progress
 from converter.inspection import is_chosen, refuse_unused
 from converter.opening import open_source
+from converter.paths import PathGlob
 from converter.planning.wording import count, size_text
 from converter.scratch import room
-from converter.tree import PathGlob
 from converter.verification.structure import same_spec
 
 T = TypeVar("T")

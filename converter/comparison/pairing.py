@@ -18,12 +18,13 @@ from converter.dialects.nnx import NnxLayout
 from converter.dialects.opt_state import OPT_STATE, STEP
 from converter.dialects.rng import random_state_paths
 from converter.dialects.train_state import LinenTrainState
+from converter.paths import Path, PathGlob, format_path
 from converter.planning.planner import plan_state
 from converter.planning.request import Request
 from converter.planning.wording import several
 from converter.rules.names import joined_numbers
 from converter.training_state import COLLECTIONS, Held, Part, Slot
-from converter.tree import Leaf, LeafKind, Path, PathGlob, Tree, format_path
+from converter.tree import Leaf, LeafKind, Tree
 from converter.verification.structure import same_spec
 
 Place = tuple[str, Path]

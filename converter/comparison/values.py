@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from converter.comparison.pairing import Side
+from converter.dtypes import element_bits, numpy_dtype
 from converter.formats.checkpoint import Progress
 from converter.formats.chunks import same_bytes
 from converter.formats.streaming import ARRAYS, in_parallel, leaf_pieces
-from converter.tree import Leaf, LeafKind, element_bits, numpy_dtype
+from converter.tree import Leaf, LeafKind
 from converter.verification.values import LARGE, FileNames, aligned, chunk_pairs, value_difference
 
 if TYPE_CHECKING:

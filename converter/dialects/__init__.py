@@ -16,8 +16,9 @@ from converter.dialects.nnx import MODULE_MARK, WRAPPERS, NnxLayout
 from converter.dialects.opt_state import MIRROR_FIELDS, OPT_STATE, STEP, split_mirror
 from converter.dialects.rng import random_state_paths
 from converter.dialects.train_state import LinenTrainState
+from converter.paths import IndexKey, Path, format_path
 from converter.training_state import COLLECTIONS, PARAMS
-from converter.tree import IndexKey, LeafKind, Path, Tree, format_path
+from converter.tree import LeafKind, Tree
 
 _OPTIMIZER_FIELDS = {STEP, OPT_STATE}
 _AUTO_NAME = re.compile(r"[A-Z]\w*_\d+")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from converter.paths import Path
 from converter.training_state import Slot, TrainingState
-from converter.tree import Path, Tree
+from converter.tree import Tree
 
 Framework = Literal["linen", "nnx"]
 

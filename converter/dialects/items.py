@@ -16,8 +16,9 @@ from converter.dialects.nnx import VALUE, NnxLayout
 from converter.dialects.opt_state import OPT_STATE, STEP
 from converter.dialects.train_state import LinenTrainState
 from converter.errors import UnsupportedCheckpoint
+from converter.paths import Key, Path
 from converter.training_state import COLLECTIONS, PARAMS
-from converter.tree import Key, Leaf, LeafKind, Path, Tree
+from converter.tree import Leaf, LeafKind, Tree
 
 MODELS = (
     "model", "params", "state", "variables", "default", "pytree", "weights", "train_state", "model_state", "nnx_state",

@@ -13,8 +13,9 @@ from typing import ClassVar
 
 from converter.dialects.dialect import EMPTY_REASON, Framework, Ignored, Lifted
 from converter.dialects.opt_state import STEP, split_mirror
+from converter.paths import Path
 from converter.training_state import COLLECTIONS, PARAMS, Held, Part, Slot, TrainingState
-from converter.tree import LeafKind, Path, Tree
+from converter.tree import LeafKind, Tree
 
 TARGET, STATE, PARAM_STATES = "target", "state", "param_states"
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from converter.dialects.dialect import EMPTY_REASON, Framework, Ignored, Lifted
+from converter.paths import Key, Path
 from converter.training_state import PARAMS, Held, Part, Slot, TrainingState
-from converter.tree import Key, Leaf, LeafKind, Path, Tree
+from converter.tree import Leaf, LeafKind, Tree
 
 BOX_KEY = "value"
 """``nn.Partitioned`` and ``nn.LogicallyPartitioned`` keep their array in this field; savers add it to the path and

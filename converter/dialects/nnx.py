@@ -8,8 +8,9 @@ from typing import ClassVar
 
 from converter.dialects.dialect import EMPTY_REASON, Framework, Ignored, Lifted
 from converter.dialects.opt_state import EMPTY_NODE, OPT_STATE, STEP, mixed_prefixes, split_mirror
+from converter.paths import Path
 from converter.training_state import Held, Part, Slot, TrainingState
-from converter.tree import LeafKind, Path, Tree
+from converter.tree import LeafKind, Tree
 
 VALUE = "value"
 """Orbax writes a Variable as a node with this one child (``raw_value`` in flax 0.8.3 to 0.8.5)."""

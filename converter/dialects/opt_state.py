@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 
-from converter.tree import IndexKey, Leaf, Path, empty_spec
+from converter.paths import IndexKey, Path
+from converter.tree import Leaf, empty_spec
 
 STEP, OPT_STATE = "step", "opt_state"
 """Where a train state and an ``nnx.Optimizer`` alike keep their counter and their optax state."""

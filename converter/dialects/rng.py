@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from converter.paths import Path
 from converter.training_state import RNG_COLLECTIONS
-from converter.tree import Leaf, LeafKind, LeafSpec, Path
+from converter.tree import Leaf, LeafKind, LeafSpec
 
 RNG_KEY, RNG_COUNT = RNG_COLLECTIONS
 

@@ -9,8 +9,9 @@ from typing import ClassVar
 from converter.dialects.dialect import EMPTY_REASON, Framework, Ignored, Lifted
 from converter.dialects.linen import boxed_paths, inner_path
 from converter.dialects.opt_state import EMPTY_NODE, OPT_STATE, STEP, as_positions, mixed_prefixes, split_mirror
+from converter.paths import Path
 from converter.training_state import COLLECTIONS, PARAMS, Held, Part, Slot, TrainingState
-from converter.tree import LeafKind, Path, Tree
+from converter.tree import LeafKind, Tree
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any, Protocol
 
-from converter.tree import Path, Tree
+from converter.paths import Path
+from converter.tree import Tree
 
 Progress = Callable[[int, int], None]
 """Called with the (bytes, leaves) done since the last call, after each piece of work."""

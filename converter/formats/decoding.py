@@ -15,12 +15,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from converter import scratch
+from converter.dtypes import item_size, numpy_dtype
 from converter.errors import UnreadableCheckpoint
 from converter.formats.chunks import COPY_AGAIN, ChunkReader, chunk_bytes, length_of, part_of
 from converter.formats.zarr import dtype_name
 from converter.grid import Chunk, Grid, Index
 from converter.stored import Extent
-from converter.tree import item_size, numpy_dtype
 
 if TYPE_CHECKING:
     import numpy as np

@@ -6,7 +6,8 @@ from collections.abc import Collection, Iterable
 from pathlib import Path as FilePath
 
 from converter.errors import UnsupportedCheckpoint
-from converter.tree import Leaf, Path, Tree
+from converter.paths import Path
+from converter.tree import Leaf, Tree
 
 SEPARATORS = {"/": "slashes", ".": "dots"}
 

@@ -15,8 +15,9 @@ from typing import Any
 from converter.formats.checkpoint import Progress, Strategy, Written
 from converter.formats.sharing import copied_bytes, open_source, write_at
 from converter.formats.streaming import ARRAYS, digest_function, in_parallel, leaf_pieces, of_the_source
+from converter.paths import Path
 from converter.stored import Extent
-from converter.tree import Leaf, LeafSpec, Path, Tree
+from converter.tree import Leaf, LeafSpec, Tree
 
 BUFFER_SIZE = 1 << 20
 """Small leaves are gathered to writes of this size; larger payloads go to the system as they are."""

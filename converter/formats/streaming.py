@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from converter.dtypes import numpy_dtype
 from converter.errors import DestinationError
 from converter.formats import decoding
 from converter.formats.checkpoint import undisturbed
-from converter.tree import Leaf, LeafKind, LeafSpec, Path, format_path, numpy_dtype
+from converter.paths import Path, format_path
+from converter.tree import Leaf, LeafKind, LeafSpec
 
 if TYPE_CHECKING:
     import numpy as np

@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from converter.dtypes import is_common_dtype, numpy_dtype
 from converter.errors import UnsupportedCheckpoint
 from converter.grid import Axis, Encoding, Grid, Index
-from converter.tree import is_common_dtype, numpy_dtype
 
 if TYPE_CHECKING:
     pass

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from converter.folding import folded
+from converter.paths import parse_path
 from converter.planning.wording import several_parts
-from converter.tree import EMPTY_TEXT, parse_path
+from converter.tree import EMPTY_TEXT
 
 Kind = Literal["moved", "filled", "dropped", "empty"]
 

@@ -17,8 +17,9 @@ from converter.formats import open_checkpoint
 from converter.formats.checkpoint import Checkpoint, Sharding
 from converter.inspection.drawing import draw, grow, to_json
 from converter.inspection.totals import Total, Totals, added, by_collection, by_dtype
+from converter.paths import Path, PathGlob, format_path
 from converter.training_state import PARAMS
-from converter.tree import Path, PathGlob, Tree, format_path
+from converter.tree import Tree
 
 SHOWN_STEPS = 12
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from converter.folding import columns, fold_names
 from converter.inspection.totals import Total, added, total_of
+from converter.paths import Key, Path, format_path
 from converter.planning.wording import count
-from converter.tree import Key, LeafSpec, Path, format_path
+from converter.tree import LeafSpec
 
 Described = tuple[LeafSpec, str]
 """A leaf and how it was spread over devices (empty where that is not noted)."""

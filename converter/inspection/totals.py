@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from converter.dialects.dialect import Dialect
+from converter.paths import Path
 from converter.planning.wording import count, size_text
 from converter.rules.variable_types import assign_collections
 from converter.training_state import Part
-from converter.tree import LeafKind, LeafSpec, Path, Tree
+from converter.tree import LeafKind, LeafSpec, Tree
 
 Collection = str
 """A collection of variables, or another part of the training state: ``params``, ``opt_state``, ``step`` …"""

@@ -10,9 +10,9 @@ from converter.errors import ModelError
 from converter.models.linen import linen_leaves
 from converter.models.model import Model, ModelVariable
 from converter.models.nnx import array_leaves, collection_of, raw_value
+from converter.paths import Path, format_path
 from converter.pytrees import state_path
 from converter.training_state import RNG_COLLECTIONS
-from converter.tree import Path, format_path
 
 Name = tuple[str, Path]
 

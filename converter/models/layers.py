@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from converter.paths import IntKey, Path
 from converter.pytrees import pytree_path, state_path
-from converter.tree import IntKey, Path
 
 if TYPE_CHECKING:
     from flax import nnx

@@ -9,9 +9,9 @@ from converter import user_code
 from converter.errors import ModelError
 from converter.models.layers import recording
 from converter.models.model import Model, ModelVariable
+from converter.paths import Path
 from converter.pytrees import live_spec, pytree_path
 from converter.training_state import PARAMS
-from converter.tree import Path
 
 if TYPE_CHECKING:
     from flax import linen

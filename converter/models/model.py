@@ -8,8 +8,9 @@ from typing import Any
 
 from converter.dialects.dialect import Framework
 from converter.models.layers import Layer
+from converter.paths import Path
 from converter.training_state import RNG_COLLECTIONS
-from converter.tree import LeafSpec, Path
+from converter.tree import LeafSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ from converter import user_code
 from converter.errors import ModelError
 from converter.models.layers import nnx_layers
 from converter.models.model import Model, ModelVariable
+from converter.paths import Path
 from converter.pytrees import live_spec, pytree_path, state_path
-from converter.tree import Path
 
 if TYPE_CHECKING:
     from flax import nnx

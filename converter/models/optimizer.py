@@ -6,8 +6,9 @@ from typing import Any
 
 from converter import user_code
 from converter.errors import ModelError
+from converter.paths import Path
 from converter.pytrees import live_spec, pytree_path
-from converter.tree import LeafSpec, Path
+from converter.tree import LeafSpec
 
 
 def optimizer_state_leaves(optimizer: Any, params: Any) -> list[tuple[Path, LeafSpec]]:

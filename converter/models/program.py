@@ -17,9 +17,10 @@ from converter.errors import ModelError
 from converter.models.model import Model
 from converter.models.nnx import array_leaves, collection_of, raw_value
 from converter.models.trace import Name, struct_of
+from converter.paths import format_path
 from converter.pytrees import pytree_path, state_path
 from converter.training_state import PARAMS, RNG_COLLECTIONS
-from converter.tree import LeafKind, format_path, nest
+from converter.tree import LeafKind, nest
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,15 @@ from typing import Any
 
 from converter import user_code
 from converter.calling.signature import OF_APPLY, Signature, apply_linen, call_nnx
+from converter.dtypes import numpy_dtype
 from converter.errors import ModelError
 from converter.models.dataflow import Dataflow, View, Views
 from converter.models.model import Model
 from converter.models.nnx import array_leaves, collection_of, raw_value
+from converter.paths import Path
 from converter.pytrees import state_path
 from converter.training_state import PARAMS
-from converter.tree import LeafKind, LeafSpec, Path, nest, numpy_dtype
+from converter.tree import LeafKind, LeafSpec, nest
 
 Name = tuple[str, Path]
 """Collection and path of a variable, as in ``ModelVariable``."""

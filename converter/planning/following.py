@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 
 from converter.dialects.opt_state import EMPTY_NODE
 from converter.folding import fold
+from converter.paths import Path, format_path
 from converter.planning.findings import Findings
 from converter.planning.plan import Drop, Transfer
 from converter.rules.link import Link, Name, format_name
 from converter.rules.operations import REWRAP, Agree, Chain, Copies, Fill, Operation, Unfit, fill_number, without_casts
 from converter.rules.operations import Drop as DropOperation
 from converter.training_state import Held, Part, Slot, TrainingState
-from converter.tree import LeafKind, LeafSpec, Path, format_path
+from converter.tree import LeafKind, LeafSpec
 
 FACTORED = frozenset({"v_row", "v_col"})
 """Fields of optax's FactoredState that hold means over the axes of a parameter (Adafactor)."""

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from converter.dialects.dialect import Dialect
+from converter.paths import format_path
 from converter.planning.findings import Findings
 from converter.planning.plan import Step, Transfer
 from converter.planning.request import Request
 from converter.rules.operations import Fill
 from converter.training_state import Part, Slot
-from converter.tree import format_path
 
 if TYPE_CHECKING:
     from converter.models import InitialValues, ModelVariable

@@ -8,13 +8,14 @@ from converter.dialects.dialect import Dialect
 from converter.dialects.linen import LinenParams, LinenVariables
 from converter.dialects.nnx import VALUE, NnxLayout
 from converter.dialects.train_state import LinenTrainState
+from converter.paths import Path, format_path
 from converter.planning.findings import Findings
 from converter.planning.following import Made
 from converter.planning.plan import Step, Transfer
 from converter.planning.request import NnxBundle, Request
 from converter.rules.operations import CastCounter
 from converter.training_state import PARAMS, Part, Slot
-from converter.tree import Path, array_spec, format_path
+from converter.tree import array_spec
 
 STEP_DTYPES = {"linen": "int32", "nnx": "uint32"}
 """How each framework counts steps: a jitted ``TrainState.apply_gradients`` in int32, ``nnx.Optimizer`` in uint32."""

@@ -10,10 +10,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from converter.dialects.opt_state import OPT_STATE, missing_positions
+from converter.dtypes import numpy_dtype
+from converter.paths import Path, format_path
 from converter.planning.findings import Findings
 from converter.planning.plan import Step, Transfer
 from converter.rules.operations import Fill
-from converter.tree import LeafKind, LeafSpec, Path, empty_spec, format_path, nest, numpy_dtype
+from converter.tree import LeafKind, LeafSpec, empty_spec, nest
 
 EMPTY_MEMBER = Fill((empty_spec("node"),), "a member of the optimizer state without arrays")
 

@@ -17,10 +17,11 @@ from converter.errors import ConversionRefused
 from converter.folding import fold
 from converter.formats.checkpoint import Strategy
 from converter.grid import Grid
+from converter.paths import Path, format_path
 from converter.planning.wording import count, demand, section, several, size_text
 from converter.rules.operations import Fill, Operation
 from converter.training_state import Held
-from converter.tree import Leaf, LeafKind, LeafSpec, Path, Tree, format_path
+from converter.tree import Leaf, LeafKind, LeafSpec, Tree
 
 
 class Transfer:

@@ -11,6 +11,7 @@ from converter.dialects.dialect import FRAMEWORK_NAMES, Dialect, Framework, Lift
 from converter.dialects.nnx import VALUE, NnxLayout
 from converter.dialects.train_state import LinenTrainState
 from converter.errors import UnsupportedCheckpoint, UsageError
+from converter.paths import format_path
 from converter.planning.findings import Findings
 from converter.planning.following import Following, Made
 from converter.planning.initial import from_the_model
@@ -25,7 +26,7 @@ from converter.rules.link import Link, Name
 from converter.rules.operations import Unfit
 from converter.rules.variable_types import assign_collections
 from converter.training_state import PARAMS, Part, Slot, TrainingState
-from converter.tree import LeafKind, LeafSpec, Tree, array_spec, empty_spec, format_path
+from converter.tree import LeafKind, LeafSpec, Tree, array_spec, empty_spec
 
 if TYPE_CHECKING:
     from converter.models import Model

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
+from converter.paths import Path, PathGlob, format_path, parse_path
 from converter.planning.findings import Findings
 from converter.planning.plan import Drop
 from converter.planning.request import Request
 from converter.rules.link import Name
 from converter.training_state import PARAMS, RNG_COLLECTIONS, Held, Part, Slot, TrainingState
-from converter.tree import LeafKind, LeafSpec, Path, PathGlob, format_path, parse_path
+from converter.tree import LeafKind, LeafSpec
 
 if TYPE_CHECKING:
     from converter.models import Model

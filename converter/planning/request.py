@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from converter.dialects.dialect import Dialect, Framework
-from converter.tree import PathGlob
+from converter.paths import PathGlob
 
 if TYPE_CHECKING:
     from converter.models import Model

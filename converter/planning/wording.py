@@ -6,8 +6,8 @@ import math
 from collections.abc import Collection, Sequence
 
 from converter.folding import fold
+from converter.paths import Key, Path, format_path
 from converter.rules.operations import Agree, Cast, Chain, Drop, Operation
-from converter.tree import Key, Path, format_path
 
 
 def demand(operation: Operation) -> str:

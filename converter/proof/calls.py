@@ -9,14 +9,16 @@ from typing import Any
 from converter import user_code
 from converter.calling.arrays import Fill
 from converter.calling.signature import OF_APPLY, Signature, apply_linen, call_nnx
+from converter.dtypes import numpy_dtype
 from converter.live import restore_nnx
 from converter.models import Model, ModelVariable, array_leaves, collection_of, raw_value, state_path
+from converter.paths import format_path
 from converter.proof.double import run_doubled
 from converter.proof.values import is_inexact
 from converter.pytrees import pytree_path
 from converter.rules.link import Name
 from converter.training_state import PARAMS, RNG_COLLECTIONS, Held, Part, Slot, TrainingState
-from converter.tree import KEY_WORDS, Leaf, LeafKind, format_path, nest, numpy_dtype
+from converter.tree import KEY_WORDS, Leaf, LeafKind, nest
 
 Values = Mapping[Name, Any]
 

@@ -11,6 +11,7 @@ from converter.calling.arrays import array_inputs
 from converter.calling.signature import Signature
 from converter.errors import ConverterError, ModelError
 from converter.models import Model
+from converter.paths import format_path
 from converter.proof.calls import Call, Outputs, Traced, linen_calls, needs_value, nnx_calls
 from converter.proof.outputs import (
     LIMITS,
@@ -34,7 +35,6 @@ from converter.proof.values import (
 )
 from converter.rules.link import Name
 from converter.rules.matching.board import Piece
-from converter.tree import format_path
 
 if TYPE_CHECKING:
     pass

@@ -7,8 +7,9 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from converter.dtypes import numpy_dtype
 from converter.rules.link import Name, format_name
-from converter.tree import KEY_WORDS, LeafKind, LeafSpec, numpy_dtype
+from converter.tree import KEY_WORDS, LeafKind, LeafSpec
 
 if TYPE_CHECKING:
     import numpy as np

@@ -16,10 +16,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from converter.paths import Path
 from converter.rules.link import Name
 from converter.rules.operations import REWRAP, Concat, Operation
 from converter.training_state import PARAMS, RNG_COLLECTIONS
-from converter.tree import Path
 
 if TYPE_CHECKING:
     from converter.models.layers import Layer

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from converter.paths import Path, format_path
 from converter.rules.operations import REWRAP, Operation
-from converter.tree import Path, format_path
 
 if TYPE_CHECKING:
     from converter.models import ModelVariable

@@ -10,7 +10,7 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator
 
-from converter.tree import Path
+from converter.paths import Path
 
 _GATES = frozenset({"ii", "ig", "io", "hi", "hf", "hg", "ho"})
 """The other children of an LSTM cell, equal on both sides (flax/linen/recurrent.py, flax/nnx/nn/recurrent.py)."""

@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from converter.dialects.rng import random_state_paths
+from converter.paths import Path, PathGlob
 from converter.rules.names import joined_numbers
 from converter.training_state import PARAMS, Held, Part, Slot, TrainingState
-from converter.tree import Leaf, Path, PathGlob
+from converter.tree import Leaf
 
 if TYPE_CHECKING:
     from converter.models import Model

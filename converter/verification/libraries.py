@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
 
+from converter.dtypes import numpy_dtype
 from converter.errors import UnreadableCheckpoint, UsageError
 from converter.formats.checkpoint import Progress
+from converter.paths import Path, format_path
 from converter.planning.plan import Step
-from converter.tree import LeafKind, Path, format_path, numpy_dtype
+from converter.tree import LeafKind
 from converter.verification.structure import Difference
 from converter.verification.values import Proof, ValuesResult, value_difference
 

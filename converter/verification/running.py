@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from converter import user_code
 from converter.calling.inputs import Arguments
 from converter.calling.signature import Signature, apply_linen, call_nnx
+from converter.paths import format_path
 from converter.proof.calls import LINEN_CALL, NNX_CALL
 from converter.proof.values import inputs_of
 from converter.pytrees import pytree_path
-from converter.tree import format_path
 
 if TYPE_CHECKING:
     import numpy as np

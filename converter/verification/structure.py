@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from converter.dialects.rng import random_state_paths
+from converter.paths import format_path
 from converter.planning.plan import Step
-from converter.tree import LeafKind, LeafSpec, Tree, format_path
+from converter.tree import LeafKind, LeafSpec, Tree
 
 
 @dataclass(frozen=True, slots=True)

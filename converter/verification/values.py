@@ -15,13 +15,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from converter import scratch
+from converter.dtypes import element_bits
 from converter.formats.checkpoint import Progress
 from converter.formats.chunks import same_bytes
 from converter.formats.streaming import ARRAYS, digest, in_parallel, leaf_pieces
 from converter.grid import Chunk, Grid
+from converter.paths import Path, format_path
 from converter.planning.plan import Step
 from converter.stored import Extent
-from converter.tree import Leaf, LeafKind, Path, Tree, element_bits, format_path
+from converter.tree import Leaf, LeafKind, Tree
 from converter.verification.structure import Difference, same_spec
 
 if TYPE_CHECKING:

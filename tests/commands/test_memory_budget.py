@@ -15,9 +15,9 @@ import flax.serialization
 import numpy as np
 import pytest
 
+from converter.dtypes import numpy_dtype
 from converter.formats import FORMATS
 from converter.formats.checkpoint import Writing
-from converter.tree import numpy_dtype
 from tests.building import tree_of
 
 pytestmark = [

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import converter
 from converter.errors import ConverterError, UsageError
 from converter.formats import FORMATS
-from converter.tree import parse_path
+from converter.paths import parse_path
 from tests.building import tree_at
 
 some = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from converter.dialects import readings
 from converter.dialects.items import MODELS, OPTIMIZERS, join
-from converter.tree import IndexKey, Leaf, LeafKind, LeafSpec, Tree, array_spec, format_path
+from converter.paths import IndexKey, format_path
+from converter.tree import Leaf, LeafKind, LeafSpec, Tree, array_spec
 
 
 def leaf(*shape: int) -> Leaf:

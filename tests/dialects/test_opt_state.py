@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from converter.dialects import readings
 from converter.dialects.nnx import NnxLayout
 from converter.dialects.opt_state import as_positions, missing_positions, split_mirror
+from converter.paths import IndexKey, Path, format_path, parse_path
 from converter.training_state import Part
-from converter.tree import IndexKey, LeafKind, Path, format_path, parse_path
+from converter.tree import LeafKind
 from tests.building import saved, saved_nnx, texts
 
 PARAMS = {

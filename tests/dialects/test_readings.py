@@ -20,8 +20,9 @@ from converter.dialects.dialect import Dialect
 from converter.dialects.linen import LinenParams, LinenVariables
 from converter.dialects.nnx import NnxLayout
 from converter.dialects.train_state import LinenTrainState
+from converter.paths import IndexKey, Path, format_path
 from converter.training_state import Part, Slot
-from converter.tree import IndexKey, LeafKind, Path, Tree, format_path
+from converter.tree import LeafKind, Tree
 from tests.building import ZERO, PrngKey, prng_key, saved, saved_nnx, texts, tree_at, tree_of, tree_with
 
 DENSE = {"kernel": ZERO, "bias": ZERO}

@@ -21,12 +21,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from converter import scratch
+from converter.dtypes import element_bits
 from converter.errors import UnreadableCheckpoint
 from converter.formats import decoding, zarr
 from converter.formats.chunks import forget_files
 from converter.grid import Axis, Encoding, Grid
 from converter.stored import Extent
-from converter.tree import element_bits
 from tests.grids import encoded
 
 Array = np.ndarray[Any, Any]

@@ -35,20 +35,8 @@ from converter.errors import (
 from converter.formats.msgpack import MsgpackFormat, writer
 from converter.formats.msgpack.values import CHUNKED_ARRAY
 from converter.formats.msgpack.wire import MAX_DEPTH
-from converter.tree import (
-    IndexKey,
-    IntKey,
-    Key,
-    Leaf,
-    LeafKind,
-    LeafSpec,
-    Path,
-    Tree,
-    array_spec,
-    empty_spec,
-    format_path,
-    nest,
-)
+from converter.paths import IndexKey, IntKey, Key, Path, format_path
+from converter.tree import Leaf, LeafKind, LeafSpec, Tree, array_spec, empty_spec, nest
 
 ROOT = FilePath(__file__).resolve().parents[2]
 CORPUS = ROOT.parent / "shared" / "corpus"

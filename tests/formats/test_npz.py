@@ -20,7 +20,8 @@ from converter import scratch
 from converter.errors import ConverterError, UnreadableCheckpoint, UnsupportedCheckpoint, UsageError
 from converter.formats import FORMATS, open_checkpoint
 from converter.formats.checkpoint import PLAIN, Strategy
-from converter.tree import Tree, format_path
+from converter.paths import format_path
+from converter.tree import Tree
 
 many = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

@@ -35,19 +35,8 @@ from converter.errors import (
 )
 from converter.formats.checkpoint import Checkpoint, Format
 from converter.formats.orbax import OrbaxFormat
-from converter.tree import (
-    KEY_WORDS,
-    IndexKey,
-    IntKey,
-    Leaf,
-    LeafKind,
-    LeafSpec,
-    Path,
-    Tree,
-    array_spec,
-    empty_spec,
-    format_path,
-)
+from converter.paths import IndexKey, IntKey, Path, format_path
+from converter.tree import KEY_WORDS, Leaf, LeafKind, LeafSpec, Tree, array_spec, empty_spec
 
 try:
     from orbax.checkpoint.experimental import v1
@@ -649,7 +638,7 @@ FULL_DISK = """
     import orbax.checkpoint  # compiles to files, which the limit would hit
     from converter.errors import DestinationError
     from converter.formats.orbax import OrbaxFormat
-    from converter.tree import Leaf, Tree, array_spec
+    from converter.tree import (Leaf, Tree, array_spec)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
     leaf = Leaf(array_spec("float64", (300, 300)), lambda: np.random.default_rng(0).standard_normal((300, 300)))
@@ -1075,7 +1064,7 @@ WRITING = """
     from pathlib import Path
     import numpy as np
     from converter.formats.orbax import OrbaxFormat
-    from converter.tree import Leaf, LeafKind, LeafSpec, Tree, array_spec
+    from converter.tree import (Leaf, LeafKind, LeafSpec, Tree, array_spec)
     tree = Tree([
         (("a",), Leaf(array_spec("float64", (2,)), lambda: np.ones(2))),
         (("k",), Leaf(LeafSpec(LeafKind.KEY, "threefry2x32"), lambda: np.ones(2, np.uint32))),

@@ -24,7 +24,8 @@ from converter.errors import DestinationError, UnreadableCheckpoint, Unsupported
 from converter.formats import FORMATS, one_file, open_checkpoint
 from converter.formats.checkpoint import PLAIN, Strategy, Writing
 from converter.formats.safetensors.header import spell_header
-from converter.tree import IndexKey, IntKey, Key, Leaf, LeafKind, LeafSpec, Path, Tree, TupleKey
+from converter.paths import IndexKey, IntKey, Key, Path, TupleKey
+from converter.tree import Leaf, LeafKind, LeafSpec, Tree
 from tests.building import PrngKey, leaf_of, prng_key, tree_of
 
 SAFETENSORS, MSGPACK, ORBAX = FORMATS["safetensors"], FORMATS["msgpack"], FORMATS["orbax"]

@@ -18,7 +18,7 @@ from converter.html_report import details
 from converter.html_report.groups import Pair, groups_of
 from converter.html_report.page import embedded, to_html
 from converter.html_report.plot import scale_of
-from converter.tree import format_path
+from converter.paths import format_path
 from tests.html_report.reading import Page
 from tests.html_report.values import everything, layered, output, plan, report, step, unlike
 

@@ -13,7 +13,7 @@ from flax import nnx
 
 from converter.errors import ModelError
 from converter.models import Model, linen_model, nnx_model, nnx_model_from_factory
-from converter.tree import IntKey, format_path
+from converter.paths import IntKey, format_path
 
 X = jax.ShapeDtypeStruct((2, 3), jnp.float32)
 SEQUENCE = jax.ShapeDtypeStruct((2, 4, 3), jnp.float32)

@@ -23,7 +23,7 @@ from converter.models import (
     nnx_state_model,
     trace,
 )
-from converter.tree import format_path
+from converter.paths import format_path
 
 X = jax.ShapeDtypeStruct((2, 3), jnp.float32)
 SEQUENCE = jax.ShapeDtypeStruct((2, 4, 3), jnp.float32)

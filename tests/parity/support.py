@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 from flax.core import meta
 
-from converter.tree import format_path
+from converter.paths import format_path
 from tests.parity.pair import Pair
 
 Values = dict[str, Any]

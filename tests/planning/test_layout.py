@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from converter.models import Model, ModelVariable
+from converter.paths import IndexKey, format_path
 from converter.planning.plan import Plan
 from converter.planning.planner import make_plan
 from converter.planning.request import Request
-from converter.tree import IndexKey, array_spec, format_path
+from converter.tree import array_spec
 from tests.building import ZERO, collections, texts, tree_at, tree_of
 
 DENSE = {"kernel": ZERO, "bias": ZERO}

@@ -15,10 +15,11 @@ from flax.training import train_state
 
 from converter.errors import ModelError
 from converter.models import Model, linen_model, nnx_model
+from converter.paths import format_path
 from converter.planning.plan import Plan
 from converter.planning.planner import make_plan
 from converter.planning.request import Request
-from converter.tree import LeafKind, Tree, format_path
+from converter.tree import LeafKind, Tree
 from tests.building import saved, saved_nnx, texts
 
 

@@ -11,10 +11,11 @@ from flax import nnx
 
 from converter.errors import ConversionRefused, UnsupportedCheckpoint, UsageError
 from converter.models import nnx_model, nnx_model_from_factory
+from converter.paths import format_path
 from converter.planning.plan import Plan
 from converter.planning.planner import choose_reading, make_plan
 from converter.planning.request import Request
-from converter.tree import Tree, format_path
+from converter.tree import Tree
 from tests.building import ZERO, collections, globs, prng_key, saved_nnx, texts, tree_at, tree_of, tree_with
 
 DENSE = {"kernel": ZERO, "bias": ZERO}

@@ -12,10 +12,11 @@ from flax import linen as nn
 from flax import nnx
 
 from converter.models import linen_model, nnx_model
+from converter.paths import format_path
 from converter.planning.plan import Plan
 from converter.planning.planner import make_plan
 from converter.planning.request import Request
-from converter.tree import LeafKind, Tree, format_path
+from converter.tree import LeafKind, Tree
 from tests.building import ZERO, collections, globs, prng_key, saved_nnx, texts, tree_of
 
 DENSE = {"kernel": ZERO, "bias": ZERO}

@@ -11,10 +11,11 @@ import numpy as np
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
+from converter.paths import IndexKey, Path, PathGlob, format_path
 from converter.planning.plan import Plan
 from converter.planning.planner import make_plan
 from converter.planning.request import Request
-from converter.tree import IndexKey, LeafKind, Path, PathGlob, Tree, format_path
+from converter.tree import LeafKind, Tree
 from converter.verification.values import value_difference
 from tests.building import contents, leaf_of, prng_key, texts
 
@@ -31,7 +32,7 @@ DTYPES = st.sampled_from(["float32", "bfloat16", "float8_e4m3fn", "int4", "int8"
 @st.composite
 def arrays(draw: st.DrawFn) -> np.ndarray:
     """Small arrays that differ from each other."""
-    from converter.tree import numpy_dtype
+    from converter.dtypes import numpy_dtype
 
     shape = draw(st.lists(st.integers(0, 3), max_size=2))
     bits = draw(st.integers(0, 2**31))

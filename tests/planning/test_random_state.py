@@ -10,10 +10,11 @@ import numpy as np
 from flax import nnx
 
 from converter.models import Model, nnx_model, nnx_model_from_factory
+from converter.paths import format_path
 from converter.planning.plan import Plan
 from converter.planning.planner import make_plan
 from converter.planning.request import Request
-from converter.tree import LeafKind, format_path
+from converter.tree import LeafKind
 from tests.building import globs, saved_nnx, tree_of
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from converter.paths import parse_path
 from converter.planning.planner import make_plan
 from converter.planning.request import Request
 from converter.planning.wording import demand, several
 from converter.rules.operations import REWRAP, Agree, Cast, Copies, Drop, Transpose, Unstack, chain
-from converter.tree import parse_path
 from tests.building import tree_at
 
 

@@ -22,7 +22,7 @@ from flax.traverse_util import flatten_dict
 import converter
 from converter.errors import DestinationError, UnreadableCheckpoint, UsageError, VerificationFailed
 from converter.formats import FORMATS
-from converter.tree import format_path
+from converter.paths import format_path
 from fixtures import make, trees
 from tests.building import tree_of
 

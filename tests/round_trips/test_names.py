@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from converter.errors import UnreadableCheckpoint, UnsupportedCheckpoint
 from converter.formats import FORMATS
-from converter.tree import Leaf, LeafKind, LeafSpec, Tree, array_spec, format_path
+from converter.paths import format_path
+from converter.tree import Leaf, LeafKind, LeafSpec, Tree, array_spec
 
 from . import support
 

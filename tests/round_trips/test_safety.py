@@ -21,7 +21,7 @@ from flax import linen as nn
 from flax import serialization
 
 import converter
-from converter import api
+from converter.conversion import prepare
 from converter.errors import (
     ConversionRefused,
     ConverterError,
@@ -209,7 +209,7 @@ def test_a_file_that_is_saved_again_meanwhile_is_no_source(format: str, verify: 
     source, destination = tmp_path / "source.msgpack", tmp_path / "out"
     kernels = {"Dense_0": {"kernel": np.ones((40, 500), np.float32), "bias": np.zeros(500, np.float32)}}
     source.write_bytes(serialization.to_bytes({"params": kernels}))
-    conversion = api.prepare(source, "nnx", to_format=format)
+    conversion = prepare(source, "nnx", to_format=format)
 
     def save_again(nbytes: int, leaves: int) -> None:
         other = source.with_name("other")

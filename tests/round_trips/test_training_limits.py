@@ -19,10 +19,10 @@ from flax import nnx
 
 from converter.errors import EXIT_REFUSED, ConversionRefused
 from converter.models import nnx_model_from_factory
+from converter.paths import format_path
 from converter.planning.planner import make_plan
 from converter.planning.request import Request
 from converter.rules.language.rule_file import read_rules
-from converter.tree import format_path
 from tests.building import globs
 
 from . import support

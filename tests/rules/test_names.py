@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from converter.paths import Path, format_path, parse_path
 from converter.rules.names import LINEN_GATE, NNX_GATE, joined_numbers, lstm_cells, rename_gate
-from converter.tree import Path, format_path, parse_path
 from tests.building import texts
 
 INPUT_GATES = ["ii", "if", "ig", "io"]

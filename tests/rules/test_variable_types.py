@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from converter.models import Model, ModelVariable
+from converter.paths import PathGlob, format_path, parse_path
 from converter.rules.variable_types import assign_collections
 from converter.training_state import Held, Part, Slot, TrainingState
-from converter.tree import PathGlob, array_spec, format_path, parse_path
+from converter.tree import array_spec
 from tests.building import ZERO, leaf_of, prng_key
 
 

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from converter.paths import parse_path
 from converter.planning.plan import Step, Transfer
 from converter.rules.operations import REWRAP, CastCounter, Fill
 from converter.training_state import Held
-from converter.tree import LeafKind, LeafSpec, Tree, array_spec, empty_spec, parse_path
+from converter.tree import LeafKind, LeafSpec, Tree, array_spec, empty_spec
 from converter.verification.structure import compare_structure, same_spec
 from tests.building import leaf_of, prng_key, tree_at
 

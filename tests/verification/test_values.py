@@ -12,10 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from converter.dtypes import numpy_dtype
+from converter.paths import parse_path
 from converter.planning.plan import Step, Transfer
 from converter.rules.operations import REWRAP, CastCounter, Fill
 from converter.training_state import Held
-from converter.tree import empty_spec, numpy_dtype, parse_path
+from converter.tree import empty_spec
 from converter.verification.values import compare_values, value_difference
 from tests.building import PrngKey, leaf_of, prng_key, tree_at
 

@@ -11,7 +11,8 @@ from pathlib import Path as FilePath
 
 from converter.errors import UnreadableCheckpoint, UsageError
 from converter.formats.checkpoint import PLAIN, Checkpoint, Progress, Strategy, Writing, Written
-from converter.tree import Path, Tree
+from converter.paths import Path
+from converter.tree import Tree
 
 
 class MsgpackFormat:

@@ -15,7 +15,8 @@ from converter.formats.msgpack import MsgpackFormat
 from converter.formats.msgpack.files import KIND, STEM
 from converter.formats.shards import write_index
 from converter.formats.streaming import whole_or_nothing
-from converter.tree import LeafKind, Path, Tree
+from converter.paths import Path
+from converter.tree import LeafKind, Tree
 
 MAX_SHARD = 10_000_000_000
 """Bytes of arrays in one file, beyond which transformers makes another."""

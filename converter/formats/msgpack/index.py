@@ -15,6 +15,7 @@ from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
 
 from converter import scratch, stored
+from converter.dtypes import numpy_dtype
 from converter.errors import UnreadableCheckpoint, UnsupportedCheckpoint
 from converter.formats import zarr
 from converter.formats.msgpack.values import (
@@ -31,7 +32,8 @@ from converter.formats.msgpack.values import (
 )
 from converter.formats.msgpack.wire import MAX_DEPTH, Family, Head, Reader
 from converter.grid import Axis, Chunk, Encoding, Grid
-from converter.tree import IndexKey, IntKey, Key, Leaf, LeafKind, LeafSpec, Path, Tree, empty_spec, numpy_dtype
+from converter.paths import IndexKey, IntKey, Key, Path
+from converter.tree import Leaf, LeafKind, LeafSpec, Tree, empty_spec
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,20 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from converter.dtypes import is_common_dtype, item_size, numpy_dtype
 from converter.errors import UnsupportedCheckpoint
 from converter.formats.msgpack.wire import Family, Head, Reader
-from converter.tree import (
-    Key,
-    LeafKind,
-    LeafSpec,
-    Path,
-    array_spec,
-    empty_spec,
-    format_path,
-    is_common_dtype,
-    item_size,
-    numpy_dtype,
-)
+from converter.paths import Key, Path, format_path
+from converter.tree import LeafKind, LeafSpec, array_spec, empty_spec
 
 if TYPE_CHECKING:
     pass

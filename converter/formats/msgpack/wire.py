@@ -14,7 +14,7 @@ from pathlib import Path as FilePath
 from typing import Any, NamedTuple
 
 from converter.errors import UnreadableCheckpoint
-from converter.tree import Path, format_path
+from converter.paths import Path, format_path
 
 MAX_DEPTH = 512
 """Containers around a leaf at the most. flax restores by recursion and fails before Python's limit of 1000 frames."""

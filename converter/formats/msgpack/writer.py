@@ -10,13 +10,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path as FilePath
 from typing import Any
 
+from converter.dtypes import item_size
 from converter.errors import ConverterError, DestinationError, UnsupportedCheckpoint
 from converter.formats.checkpoint import Progress, Written
 from converter.formats.msgpack import wire
 from converter.formats.msgpack.values import CHUNKED_ARRAY, EXT_ARRAY, EXT_COMPLEX, EXT_NUMPY_SCALAR
 from converter.formats.one_file import write_items
 from converter.formats.streaming import whole_or_nothing
-from converter.tree import Key, Leaf, LeafKind, LeafSpec, Path, Tree, format_path, item_size
+from converter.paths import Key, Path, format_path
+from converter.tree import Leaf, LeafKind, LeafSpec, Tree
 
 MAX_CHUNK_SIZE = 2**30
 """Arrays of more bytes are split, as by flax's constant of the same name: msgpack ends at 2³² - 1 bytes per value."""

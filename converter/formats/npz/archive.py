@@ -15,12 +15,13 @@ from pathlib import Path as FilePath
 from typing import IO, TYPE_CHECKING, Any
 
 from converter import scratch
+from converter.dtypes import item_size, numpy_dtype
 from converter.errors import UnreadableCheckpoint, UnsupportedCheckpoint
 from converter.formats.flat_names import SEPARATORS, separator_of, split_name, tree_of_names
 from converter.formats.npz.npy import ArrayHeader, read_array_header
 from converter.formats.raw import raw_leaf
 from converter.stored import Extent
-from converter.tree import Leaf, Tree, item_size, numpy_dtype
+from converter.tree import Leaf, Tree
 
 if TYPE_CHECKING:
     import numpy as np

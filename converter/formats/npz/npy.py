@@ -10,9 +10,10 @@ import re
 from dataclasses import dataclass
 from typing import IO, Any
 
+from converter.dtypes import is_common_dtype
 from converter.errors import UnsupportedCheckpoint
 from converter.formats import zarr
-from converter.tree import LeafSpec, array_spec, is_common_dtype
+from converter.tree import LeafSpec, array_spec
 
 MAX_HEADER = 10_000
 """Bytes; NumPy reads no longer ones either (``_MAX_HEADER_SIZE``)."""

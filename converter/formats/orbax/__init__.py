@@ -31,7 +31,8 @@ from converter.formats.orbax.metadata import (
 from converter.formats.orbax.versions import versions
 from converter.formats.provenance import KEY, describe, read_record
 from converter.grid import Grid
-from converter.tree import Leaf, LeafKind, LeafSpec, Path, Tree, empty_spec, format_path
+from converter.paths import Path, format_path
+from converter.tree import Leaf, LeafKind, LeafSpec, Tree, empty_spec
 
 _PYTHON_TYPES: Mapping[str, type] = {"bool": bool, "int": int, "uint": int, "complex": complex}
 """Type of a Python scalar by the letters its dtype begins with; anything else is a float."""

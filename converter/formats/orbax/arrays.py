@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
 
+from converter.dtypes import is_common_dtype, item_size, numpy_dtype
 from converter.errors import UnreadableCheckpoint, UnsupportedCheckpoint
 from converter.formats import decoding, zarr
 from converter.formats.chunks import chunk_bytes
@@ -23,8 +24,9 @@ from converter.formats.ocdbt import read_database
 from converter.formats.orbax.metadata import Entry, SavedArray, key_prefix
 from converter.formats.zarr import ZarrArray
 from converter.grid import Chunk, Grid, Index
+from converter.paths import format_path
 from converter.stored import Extent
-from converter.tree import LeafSpec, array_spec, format_path, is_common_dtype, item_size, numpy_dtype
+from converter.tree import LeafSpec, array_spec
 
 if TYPE_CHECKING:
     import numpy as np

@@ -15,7 +15,8 @@ from typing import Any
 from converter.formats.orbax.layout import COMMITTED
 from converter.formats.orbax.metadata import METADATA_FILE, SHARDING_FILE, SavedArray, sharding_key
 from converter.grid import Grid
-from converter.tree import IndexKey, LeafKind, LeafSpec, Path
+from converter.paths import IndexKey, Path
+from converter.tree import LeafKind, LeafSpec
 
 EMPTY_NAMES: Mapping[str, str] = {"none": "None", "dict": "Dict", "list": "List", "tuple": "Tuple", "node": "None"}
 """Orbax's names of empty nodes. ``node`` stands for an empty named tuple, whose class no file knows."""

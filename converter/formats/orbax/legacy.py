@@ -12,19 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
 
+from converter.dtypes import numpy_dtype
 from converter.errors import UnreadableCheckpoint, UnsupportedCheckpoint
-from converter.tree import (
-    IndexKey,
-    Key,
-    Leaf,
-    LeafKind,
-    LeafSpec,
-    Path,
-    array_spec,
-    empty_spec,
-    format_path,
-    numpy_dtype,
-)
+from converter.paths import IndexKey, Key, Path, format_path
+from converter.tree import Leaf, LeafKind, LeafSpec, array_spec, empty_spec
 
 if TYPE_CHECKING:
     pass

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from converter.errors import UnsupportedCheckpoint
 from converter.formats.orbax.arrays import is_storable
 from converter.formats.orbax.metadata import Entry, refuse_shared_names
-from converter.tree import KEY_WORDS, Leaf, LeafKind, Path, Tree, format_path
+from converter.paths import Path, format_path
+from converter.tree import KEY_WORDS, Leaf, LeafKind, Tree
 
 _SHOWN = 40
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from converter.errors import UnreadableCheckpoint, UnsupportedCheckpoint
 from converter.formats.checkpoint import Sharding
-from converter.tree import IndexKey, Key, Path, format_path
+from converter.paths import IndexKey, Key, Path, format_path
 
 METADATA_FILE = "_METADATA"
 LEGACY_FILE = "checkpoint"

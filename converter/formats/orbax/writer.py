@@ -34,8 +34,9 @@ from converter.formats.orbax.surroundings import ALONE, Surroundings, mark
 from converter.formats.sharing import SharedFiles
 from converter.formats.streaming import ARRAYS, digest_function, in_turn, leaf_pieces, whole_or_nothing
 from converter.grid import Axis, Chunk, Encoding, Grid
+from converter.paths import Path
 from converter.stored import Extent
-from converter.tree import KEY_WORDS, Leaf, LeafKind, LeafSpec, Path, Tree
+from converter.tree import KEY_WORDS, Leaf, LeafKind, LeafSpec, Tree
 
 if TYPE_CHECKING:
     pass

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any, NamedTuple
 
+from converter.dtypes import item_size
 from converter.errors import UnreadableCheckpoint, UnsupportedCheckpoint
 from converter.formats.foreign import recognised
 from converter.formats.strict_json import parse_json
-from converter.tree import array_spec, item_size
+from converter.tree import array_spec
 
 MAX_HEADER = 100_000_000
 """Bytes; the library refuses longer ones (``MAX_HEADER_SIZE``)."""

@@ -21,7 +21,8 @@ from typing import Any
 from converter.formats.flat_names import SEPARATORS, separator_of
 from converter.formats.safetensors.header import METADATA
 from converter.formats.strict_json import parse_json
-from converter.tree import EMPTY_TEXT, IndexKey, IntKey, Key, LeafKind, LeafSpec, Path, Tree, TupleKey
+from converter.paths import IndexKey, IntKey, Key, Path, TupleKey
+from converter.tree import EMPTY_TEXT, LeafKind, LeafSpec, Tree
 
 TREE_KEY = "flax_convert.tree"
 """Where all this stands in the metadata."""

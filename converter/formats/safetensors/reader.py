@@ -16,8 +16,9 @@ from converter.formats.safetensors.files import Found, find_files
 from converter.formats.safetensors.header import Header, Stored
 from converter.formats.safetensors.names import RECORD_KEY, TREE_KEY, Naming, read_naming
 from converter.formats.strict_json import parse_json
+from converter.paths import Path, path_order
 from converter.stored import Extent
-from converter.tree import Leaf, LeafKind, LeafSpec, Path, array_spec, empty_spec, path_order
+from converter.tree import Leaf, LeafKind, LeafSpec, array_spec, empty_spec
 
 
 def read_checkpoint(path: FilePath, format: str) -> Checkpoint:

@@ -20,7 +20,8 @@ from converter.formats.provenance import read_record
 from converter.formats.safetensors.header import can_hold, order, spell_header
 from converter.formats.safetensors.names import RECORD_KEY, TREE_KEY, name_leaves
 from converter.formats.streaming import whole_or_nothing
-from converter.tree import Leaf, LeafKind, LeafSpec, Path, Tree, format_path
+from converter.paths import Path, format_path
+from converter.tree import Leaf, LeafKind, LeafSpec, Tree
 
 
 def write(tree: Tree, destination: FilePath, progress: Progress, metadata: Mapping[str, Any] | None = None) -> Written:

@@ -10,8 +10,8 @@ import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
+from converter.paths import Path
 from converter.rules.align.layouts import Inexpressible
-from converter.tree import Path
 
 _NUMBER = re.compile(r"(?<![0-9])(?:0|[1-9][0-9]*)(?![0-9])")
 

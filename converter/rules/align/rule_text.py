@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from converter.paths import Path
 from converter.rules.align.alignment import Aligned
 from converter.rules.align.confidence import Confidence
 from converter.rules.align.layouts import Digit, Inexpressible, Layout
@@ -28,7 +29,7 @@ from converter.rules.language.patterns import PathPattern
 from converter.rules.link import Name, format_name
 from converter.rules.operations import REWRAP, Drop, Operation, Split, Transpose
 from converter.training_state import COLLECTIONS
-from converter.tree import LeafSpec, Path
+from converter.tree import LeafSpec
 
 PARTS, LAYERS = "pqrst", "ijklmn"
 """Names of captures, for the parts of a fused variable and for layers."""

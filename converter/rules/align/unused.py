@@ -6,9 +6,10 @@ import difflib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
+from converter.paths import Path
 from converter.rules.align.correspondence import Group
 from converter.rules.link import Name
-from converter.tree import LeafSpec, Path
+from converter.tree import LeafSpec
 
 
 def paired_by_name(

@@ -9,9 +9,9 @@ import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+from converter.paths import IntKey, Key, Path
 from converter.rules.language.fault import Fault
 from converter.rules.language.templates import Capture, Kind, Segment, Template
-from converter.tree import IntKey, Key, Path
 
 Value = int | str | Path
 """What a capture holds: a number, the position among its alternatives, a text, or whole segments."""

@@ -6,9 +6,10 @@ import functools
 from dataclasses import dataclass, field
 from typing import Literal
 
+from converter.paths import Path
 from converter.rules.language.patterns import PathPattern, PatternIndex
 from converter.rules.language.steps import Stage
-from converter.tree import LeafSpec, Path
+from converter.tree import LeafSpec
 
 Default = Literal["refuse", "auto", "drop"]
 """What happens to leaves that no rule covers."""

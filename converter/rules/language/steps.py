@@ -6,12 +6,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from converter.dtypes import numpy_dtype
 from converter.errors import UnsupportedCheckpoint
 from converter.rules.language.fault import Fault
 from converter.rules.operations import Cast, Concat, MoveAxis, Operation, Select, Split, Stack, Transpose, Unstack
 from converter.rules.operations.rearrange import parse_rearrange
 from converter.rules.operations.regroup import Regroup
-from converter.tree import numpy_dtype
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from converter.paths import Path
 from converter.rules.layers import Part, nnx_parts
 from converter.rules.link import Name
 from converter.rules.names import lstm_cells, may_have_gates, spellings
 from converter.rules.operations import REWRAP, Operation
-from converter.tree import LeafSpec, Path
+from converter.tree import LeafSpec
 
 if TYPE_CHECKING:
     from converter.models import Model

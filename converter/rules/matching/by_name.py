@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from converter.paths import Path
 from converter.rules.layers import Part
 from converter.rules.link import Name
 from converter.rules.matching.board import Board
 from converter.rules.names import LINEN_GATE, NNX_GATE, rename_gate, spellings
 from converter.training_state import COLLECTIONS, PARAMS, RNG_COLLECTIONS
-from converter.tree import Path
 
 
 def pair_by_name(board: Board) -> None:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from converter.paths import Path
 from converter.rules.layers import Part
 from converter.rules.link import Name, format_name
 from converter.rules.matching.board import Board, Piece
@@ -19,7 +20,7 @@ from converter.rules.matching.evidence import Evidence
 from converter.rules.matching.fitting import same_shape
 from converter.rules.names import spellings, without_numbers
 from converter.rules.operations import Operation, Regroup, Stack, Unfit, chain
-from converter.tree import LeafKind, LeafSpec, Path
+from converter.tree import LeafKind, LeafSpec
 
 Axes = tuple[int, ...]
 """Axes of the stacked array, that of the outermost loop first."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from converter.paths import Path
 from converter.rules.layers import (
     GRU_HIDDEN_BIAS,
     LINEN_CELLS,
@@ -18,7 +19,7 @@ from converter.rules.link import Name
 from converter.rules.matching.board import Board, Piece
 from converter.rules.names import LINEN_GATE, NNX_GATE, lstm_cells, rename_gate
 from converter.rules.operations import REWRAP, Concat
-from converter.tree import LeafSpec, Path
+from converter.tree import LeafSpec
 
 if TYPE_CHECKING:
     from converter.models import Model

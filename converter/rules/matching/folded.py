@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from converter.models.trace import Trace
+from converter.paths import Path
 from converter.rules.layers import LINEN_CELLS, Part
 from converter.rules.link import Name
 from converter.rules.matching.board import Board, Piece
@@ -19,7 +20,7 @@ from converter.rules.matching.by_number import Loop, axes_of, single_specs
 from converter.rules.matching.evidence import Evidence
 from converter.rules.names import without_numbers
 from converter.rules.operations import Unfit
-from converter.tree import LeafSpec, Path
+from converter.tree import LeafSpec
 
 Stem = Path
 """What the items of a loop have in common: their path without the number, which stood at its end."""

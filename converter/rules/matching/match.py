@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from converter.dialects.dialect import FRAMEWORK_NAMES, Framework
+from converter.paths import Path
 from converter.rules.layers import GRU_HIDDEN_BIAS, GRU_REASON, NO_COUNTERPART
 from converter.rules.link import Correspondence, Link, Name, format_name
 from converter.rules.matching.board import Board, Piece
@@ -18,7 +19,7 @@ from converter.rules.matching.conventions import linen_pieces, nnx_pieces
 from converter.rules.matching.fitting import fitted, same_shape
 from converter.rules.operations import Drop, NotInvertible, Unfit, fill_number
 from converter.training_state import CACHE, RNG_COLLECTIONS
-from converter.tree import LeafKind, LeafSpec, Path, array_spec
+from converter.tree import LeafKind, LeafSpec, array_spec
 
 if TYPE_CHECKING:
     from converter.models import Model, ModelVariable

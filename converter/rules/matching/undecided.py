@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from converter.paths import Path
 from converter.rules.link import Name
 from converter.rules.matching.board import Piece
 from converter.rules.matching.evidence import Evidence
 from converter.rules.matching.units import Unit, likeness, shape_alone
-from converter.tree import Path
 
 
 @dataclass(frozen=True, slots=True)

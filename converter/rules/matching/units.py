@@ -6,12 +6,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from converter.paths import Path
 from converter.rules.layers import GRU_HIDDEN_BIAS, NNX_CELLS, Part, Role
 from converter.rules.link import Name
 from converter.rules.matching.fitting import NORM_VARIABLES
 from converter.rules.matching.folded import FoldedBoard
 from converter.rules.operations import NotInvertible, Unfit
-from converter.tree import LeafSpec, Path
+from converter.tree import LeafSpec
 
 
 @dataclass(frozen=True, slots=True)

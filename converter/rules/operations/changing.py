@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from converter import scratch
+from converter.dtypes import element_bits, numpy_dtype
 from converter.errors import ConversionRefused, UnsupportedCheckpoint
 from converter.grid import Grid
 from converter.rules.operations.moving import REWRAP
@@ -19,7 +20,7 @@ from converter.rules.operations.operation import (
     axis_of,
     require_arrays,
 )
-from converter.tree import LeafKind, LeafSpec, array_spec, element_bits, numpy_dtype
+from converter.tree import LeafKind, LeafSpec, array_spec
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from converter import scratch
+from converter.dtypes import is_sub_byte
 from converter.grid import Grid
-from converter.tree import LeafKind, LeafSpec, is_sub_byte
+from converter.tree import LeafKind, LeafSpec
 
 if TYPE_CHECKING:
     import numpy as np

@@ -7,13 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from converter.paths import Path
 from converter.rules.language.patterns import Captures, PathPattern, Value
 from converter.rules.language.rule_set import Rule
 from converter.rules.language.steps import GroupStep, ShuffleStep
 from converter.rules.link import Link, Name
 from converter.rules.operations import Operation, Unfit, chain
 from converter.rules.operations.operation import Specs, axis_of
-from converter.tree import LeafKind, LeafSpec, Path
+from converter.tree import LeafKind, LeafSpec
 
 Shared = tuple[tuple[str, Value], ...]
 """The captures that both sides have: what tells one group of leaves from another."""

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from converter.paths import Path
 from converter.rules.link import Correspondence, Link, Name, format_name
 from converter.rules.operations import Fill
 from converter.rules.ruled.directed import DirectedRule, Group
 from converter.rules.ruled.targets import Targets
-from converter.tree import LeafKind, LeafSpec, Path
+from converter.tree import LeafKind, LeafSpec
 
 Framework = Literal["linen", "nnx"]
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
+from converter.paths import Path
 from converter.rules.language.rule_set import Rule
 from converter.rules.link import Name
 from converter.rules.ruled.directed import DirectedRule, Group, Shared, counted
 from converter.training_state import COLLECTIONS
-from converter.tree import LeafSpec, Path
+from converter.tree import LeafSpec
 
 
 class Targets:

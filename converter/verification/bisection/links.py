@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from converter.dialects.dialect import Dialect
+from converter.paths import Path
 from converter.planning.plan import Step
 from converter.rules.operations import REWRAP
 from converter.training_state import Part, TrainingState
-from converter.tree import Path
 from converter.verification.bisection.pairing import VariableLink
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from converter.tree import Path
+from converter.paths import Path
 from converter.verification.bisection.recording import Visit
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from converter.tree import Path
+from converter.paths import Path
 from converter.verification.bisection.settings import settings_in_call, settings_of
 
 

@@ -13,9 +13,9 @@ from converter.calling.inputs import Arguments
 from converter.calling.signature import Signature, apply_linen, call_nnx
 from converter.errors import ConverterError
 from converter.models import linen_leaves
+from converter.paths import Path
 from converter.proof.calls import LINEN_CALL, NNX_CALL, Call, linen_call, nnx_call, nnx_values
 from converter.proof.outputs import as_numpy, gap_and_scale
-from converter.tree import Path
 from converter.verification.bisection.causes import relation
 from converter.verification.bisection.pairing import VariableLink, VisitPair, pair_visits
 from converter.verification.bisection.recording import Recorder, Visit, linen_recording, mark, nnx_recording, unrolled

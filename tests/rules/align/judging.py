@@ -15,12 +15,13 @@ from converter.calling.inputs import Arguments
 from converter.calling.signature import Side, Signature
 from converter.models import Model, linen_model, nnx_model
 from converter.models.program import Program
+from converter.paths import format_path
 from converter.proof import evidence
 from converter.rules.align.alignment import Alignment, align, searched
 from converter.rules.link import Name, format_name
 from converter.rules.matching.board import Piece
 from converter.rules.matching.evidence import Evidence
-from converter.tree import LeafKind, LeafSpec, format_path
+from converter.tree import LeafKind, LeafSpec
 from tests.parity.pair import Pair
 from tests.parity.support import Case, by_hand
 

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from converter.paths import IntKey, parse_path
 from converter.rules.language.fault import Fault
 from converter.rules.language.patterns import PathPattern, PatternIndex
 from converter.rules.language.templates import Template
-from converter.tree import IntKey, parse_path
 
 
 def matched(pattern: str, path: str) -> dict[str, object] | None:
@@ -200,7 +200,7 @@ def test_what_was_built_is_matched(pattern: PathPattern, i: int, p: int, text: s
 
 @given(PATHS)
 def test_every_path_is_a_pattern_of_itself(path: tuple[str, ...]):
-    from converter.tree import format_path
+    from converter.paths import format_path
 
     text = "/".join(format_path((key,)) if '"' not in key else format_path((f"/{key}",)) for key in path)
     expected = tuple(f"/{key}" if '"' in key else key for key in path)

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from converter.errors import UsageError
+from converter.paths import parse_path
 from converter.rules.language.fault import Fault
 from converter.rules.language.rule_file import read_rules
 from converter.rules.language.rule_set import RuleSet
 from converter.rules.language.steps import GroupStep, LeafStep, ShuffleStep, parse_step, stages
 from converter.rules.operations import Cast, Concat, Select, Split, Stack, Transpose, Unstack
 from converter.rules.operations.rearrange import parse_rearrange
-from converter.tree import array_spec, parse_path
+from converter.tree import array_spec
 
 EXAMPLE = """\
 default = "auto"

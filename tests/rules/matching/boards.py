@@ -9,10 +9,11 @@ import numpy as np
 from converter.models import Model, ModelVariable
 from converter.models.layers import Layer
 from converter.models.trace import Trace
+from converter.paths import IntKey, Path, parse_path
 from converter.rules.link import Correspondence, Link, Name
 from converter.rules.matching.board import Board, Piece
 from converter.rules.matching.evidence import Evidence
-from converter.tree import IntKey, LeafSpec, Path, array_spec, parse_path
+from converter.tree import LeafSpec, array_spec
 
 
 def name(text: str) -> Name:

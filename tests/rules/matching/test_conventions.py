@@ -16,9 +16,10 @@ from flax.core import FrozenDict
 from converter import linen_to_nnx, nnx_to_linen
 from converter.errors import ConversionRefused
 from converter.models import linen_model
+from converter.paths import IntKey, TupleKey, format_path
 from converter.rules.link import Name
 from converter.rules.matching.match import correspond
-from converter.tree import IntKey, LeafSpec, TupleKey, array_spec, format_path
+from converter.tree import LeafSpec, array_spec
 
 X = jnp.sin(jnp.arange(24.0)).reshape(2, 3, 4)
 Y = jnp.sin(jnp.arange(30.0)).reshape(2, 3, 5)

@@ -7,19 +7,10 @@ from collections.abc import Collection
 import pytest
 
 from converter.models import Model, ModelVariable
+from converter.paths import IntKey, Path, format_path, parse_path
 from converter.rules.link import Correspondence, Name
 from converter.rules.matching.match import correspond
-from converter.tree import (
-    IntKey,
-    LeafKind,
-    LeafSpec,
-    Path,
-    array_spec,
-    empty_spec,
-    format_path,
-    parse_array_spec,
-    parse_path,
-)
+from converter.tree import LeafKind, LeafSpec, array_spec, empty_spec, parse_array_spec
 
 GATES = ["ii", "if", "ig", "io", "hi", "hf", "hg", "ho"]
 

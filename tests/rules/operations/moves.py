@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from hypothesis import strategies as st
 
+from converter.dtypes import element_bits, numpy_dtype
 from converter.rules.operations import (
     REWRAP,
     Concat,
@@ -21,7 +22,7 @@ from converter.rules.operations import (
     Unstack,
     chain,
 )
-from converter.tree import LeafKind, LeafSpec, array_spec, element_bits, numpy_dtype
+from converter.tree import LeafKind, LeafSpec, array_spec
 
 DTYPES = ["float32", "float64", "bfloat16", "float16", "float8_e4m3fn", "int4", "int8", "uint32", "bool", "complex64"]
 KEY = "threefry2x32"

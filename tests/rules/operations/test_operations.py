@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from converter.dtypes import numpy_dtype
 from converter.errors import ConversionRefused, UnsupportedCheckpoint
 from converter.rules.operations import (
     REWRAP,
@@ -36,7 +37,7 @@ from converter.rules.operations import (
     fill_number,
     without_casts,
 )
-from converter.tree import LeafKind, LeafSpec, array_spec, empty_spec, numpy_dtype
+from converter.tree import LeafKind, LeafSpec, array_spec, empty_spec
 from tests.rules.operations.moves import (
     DTYPES,
     KEY,

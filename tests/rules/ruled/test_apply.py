@@ -12,11 +12,12 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 
 from converter.folding import fold
+from converter.paths import IntKey, parse_path
 from converter.rules.language.rule_file import read_rules
 from converter.rules.link import Correspondence, Link, Name, format_name
 from converter.rules.operations import Cast, Concat, Drop, Fill, Rewrap, Split, Stack, Unstack, fill_number
 from converter.rules.ruled.apply import apply_rules
-from converter.tree import IntKey, LeafKind, LeafSpec, array_spec, empty_spec, parse_array_spec, parse_path
+from converter.tree import LeafKind, LeafSpec, array_spec, empty_spec, parse_array_spec
 
 UNKNOWN = empty_spec("node")
 
