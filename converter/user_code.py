@@ -56,7 +56,11 @@ def _import_file(name: str) -> Any:
         raise ModelError(f"{name} is not a Python file")
     module = importlib.util.module_from_spec(module_spec)
     sys.modules.setdefault(path.stem, module)
-    call(f"importing {name}", module_spec.loader.exec_module, module)
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # nothing appears beside the user's file
+    try:
+        call(f"importing {name}", module_spec.loader.exec_module, module)
+    finally:
+        sys.dont_write_bytecode = before
     return module
 
 

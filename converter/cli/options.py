@@ -112,8 +112,9 @@ NNX_BUNDLE = _choice(
 TO_FORMAT = _choice(
     "--to-format",
     ("orbax", "orbax-v1", "msgpack", "hf-msgpack", "safetensors"),
-    "Format of DST (default: what *.msgpack or *.safetensors says, else orbax). orbax-v1 is what Orbax's v1 API saves, "
-    "hf-msgpack the flax_model.msgpack that transformers loads.",
+    "Format of DST: orbax, orbax-v1 (as Orbax's v1 API saves), msgpack, hf-msgpack (the flax_model.msgpack that "
+    "transformers loads) or safetensors; by default what *.msgpack or *.safetensors says, else orbax.",
+    metavar="FORMAT",
 )
 AS_STEP = click.Option(
     ["--as-step"],

@@ -39,6 +39,9 @@ import pytest
 SESSIONS = Path(__file__).parent / "sessions"
 NAMES = sorted(path.stem for path in SESSIONS.glob("*.session"))
 
+SLOW = {"align", "allow_lossy", "outputs", "rules"}
+"""Sessions that run models many times."""
+
 NORMALISED = (
     (re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\+00:00)?"), "$TIME"),
     (re.compile(r"(?<=by flax-convert )\d[\w.]*"), "$VERSION"),
@@ -159,7 +162,7 @@ def compare(found: str, expected: str) -> None:
         pytest.fail(f"{text}\n\nIf this is as it should be: pytest tests/commands --update-sessions", pytrace=False)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in NAMES])
 def test_session(
     name: str, cli: Any, tmp_path: Path, checkpoints: Path, models: str, request: pytest.FixtureRequest
 ) -> None:

@@ -149,6 +149,6 @@ def test_one_item_can_still_be_chosen(tmp_path: Path):
 
 def test_inspect_says_which_items_it_read_as_what():
     found = converter.inspect(CHECKPOINTS / "nnx_composite" / "checkpoint")
-    assert found.checkpoint.facts["read together"] == "model as model, optimizer as optimizer"
-    assert found.checkpoint.facts["other items"] == "config (JSON)"
-    assert found.dialects[0].title == "nnx.State of {model, optimizer}"
+    assert found.checkpoint.kinds == {"config": "JSON", "model": "pytree", "optimizer": "pytree"}
+    titles = {name: part.dialects[0].title for name, part in found.parts.items()}
+    assert titles == {"model": "nnx.State of a model", "optimizer": "nnx.State of an nnx.Optimizer"}

@@ -126,6 +126,7 @@ def test_one_side_scans_rematerialised_blocks():
 # Low precision -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_low_precision_is_replayed():
     """The limit for bfloat16 would let the other activation pass."""
     low = {"linen": LinenLanguageModel(jnp.bfloat16), "dtype": jnp.bfloat16}
@@ -136,6 +137,7 @@ def test_low_precision_is_replayed():
     assert place(report) == ("layers_1", "layers.1")
 
 
+@pytest.mark.slow
 def test_rounding_alone_is_no_difference_of_models_of_low_precision():
     class Linen(nn.Module):
         @nn.compact
@@ -161,6 +163,7 @@ def test_rounding_alone_is_no_difference_of_models_of_low_precision():
     assert "a matter of rounding" in report.text()
 
 
+@pytest.mark.slow
 def test_a_type_that_only_one_side_states():
     report = compared(dtype=jnp.bfloat16)
     assert not report.ok
@@ -172,6 +175,7 @@ def test_a_type_that_only_one_side_states():
 # What can be told of two modules -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_models_are_as_they_were_after_a_bisection():
     before = NnxLanguageModel.__call__, nnx.Linear.__call__, jax.checkpoint
     module = NnxLanguageModel(nnx.Rngs(0), epsilon=1e-3)

@@ -96,6 +96,13 @@ def align(linen: Specs, nnx: Specs, evidence: Evidence, *, allow_guess: bool = F
     programs = evidence.programs()
     if isinstance(programs, str):
         return Alignment(problems=[(programs, "")])
+    for program, specs in ((programs[0], linen), *((each, nnx) for each in programs[1])):
+        unknown = (
+            n for n, wanted in zip(program.variables, program.searched, strict=True) if wanted and n not in specs
+        )
+        left_out = next(unknown, None)
+        if left_out is not None:  # an optimizer alone names parameters
+            return Alignment(problems=[(f"{format_name(left_out)} is left out, which the call has", "")])
     best: Alignment | None = None
     for attempt in _attempts(_ways(*programs), (linen, nnx), evidence, allow_guess):
         alignment = attempt.alignment()
