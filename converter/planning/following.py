@@ -174,6 +174,7 @@ class Following:
             reason = link.operation.name + (" (--allow-lossy)" if forced else "")
             drops = [Drop(held.source, held.leaf.spec, reason) for held in transfer.sources]
             self._findings.drops += [drop for drop in drops if drop.spec.kind is not LeafKind.EMPTY]
+        transfer.confidence = link.confidence
         for output in range(count):
             self.made.append(Made(slot.renamed(*link.targets[output]), transfer, output))
 

@@ -27,14 +27,16 @@ from converter.tree import Leaf, LeafKind, LeafSpec, Tree
 class Transfer:
     """An operation with the source leaves that go in, in its order; none where values are filled in.
 
+    ``confidence`` says how sure the correspondence is where it was read off the computation (``exact``, ``traced`` …).
     Its results are made together and handed out one by one: whoever takes them in order reads every source once.
     """
 
-    __slots__ = ("_grids", "_lock", "_made", "_specs", "operation", "sources")
+    __slots__ = ("_grids", "_lock", "_made", "_specs", "confidence", "operation", "sources")
 
     def __init__(self, operation: Operation, sources: Sequence[Held]) -> None:
         self.operation = operation
         self.sources = tuple(sources)
+        self.confidence = ""
         self._specs: tuple[LeafSpec, ...] | None = None
         self._made: dict[int, Any] = {}
         self._lock = threading.Lock()  # several threads may take results
@@ -252,6 +254,7 @@ class Plan:
                     "sources": [format_path(held.source) for held in step.sources],
                     "operation": step.operation.name or "rewrap",
                     "bytes": step.spec.nbytes,
+                    **({"confidence": step.transfer.confidence} if step.transfer.confidence else {}),
                     **self._move(step),
                 }
                 for step in self.steps

@@ -32,12 +32,14 @@ class Link:
       operation: what is done; it is done alike to everything that mirrors the sources in an optimizer state.
       beside: where there are no sources, a source variable of the same layer: whatever the optimizer keeps for it, it
         keeps for the invented one too.
+      confidence: how sure it is, where it was read off the computation; empty where names or rules tell.
     """
 
     sources: tuple[Name, ...]
     targets: tuple[Name, ...]
     operation: Operation = REWRAP
     beside: Name | None = None
+    confidence: str = ""
 
     def reversed(self) -> Link:
         """The same link in the other direction.

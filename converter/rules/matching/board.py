@@ -19,11 +19,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Variables of Linen that are variables of NNX, and the operation that makes these from those."""
+    """Variables of Linen that are variables of NNX, and the operation that makes these from those.
+
+    Attributes:
+      confidence: how sure that is, where it was read off the computation; empty where names tell.
+    """
 
     linen: tuple[Name, ...]
     nnx: tuple[Name, ...]
     to_nnx: Operation = REWRAP
+    confidence: str = ""
 
 
 class Board:

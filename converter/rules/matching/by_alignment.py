@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from converter.rules.matching.board import Board
 from converter.rules.matching.evidence import Evidence
 
@@ -27,6 +29,6 @@ def pair_by_alignment(board: Board, evidence: Evidence) -> str:
         if unknown:
             return "aligning the models: not all of their variables are in the checkpoint"
     board.pieces.clear()
-    for piece in alignment.pieces:
-        board.settle(piece)
+    for aligned in alignment.found:
+        board.settle(replace(aligned.piece, confidence=aligned.confidence.value))
     return ""

@@ -71,7 +71,7 @@ def correspond(
 def _link(piece: Piece, to: Framework, found: Correspondence, target_model: Model | None) -> Link | None:
     if to == "linen" and not piece.nnx:
         return _filled(piece, found, target_model)
-    link = Link(piece.linen, piece.nnx, piece.to_nnx)
+    link = Link(piece.linen, piece.nnx, piece.to_nnx, confidence=piece.confidence)
     try:
         return link if to == "nnx" else link.reversed()
     except NotInvertible as error:
