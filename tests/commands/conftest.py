@@ -123,7 +123,9 @@ def _exit_code(main: Callable[[], None]) -> int:
 def environment() -> dict[str, str]:
     """The environment of a process that runs the command line from this working tree."""
     kept = {name: value for name, value in os.environ.items() if name not in DISTURBING}
-    return {**kept, **TERMINAL, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", "JAX_PLATFORMS": "cpu"}
+    # Processes that may write no more than a few bytes would leave bytecode behind that is cut off.
+    own = {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", "JAX_PLATFORMS": "cpu", "PYTHONDONTWRITEBYTECODE": "1"}
+    return {**kept, **TERMINAL, **own}
 
 
 @pytest.fixture
