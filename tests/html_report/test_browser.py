@@ -117,6 +117,7 @@ def test_each_difference_is_drawn_on_its_side_of_the_limit(width: int, opened: O
         assert ("◆" if beyond else "●") == output.locator(".mark").text_content()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [*WIDTHS, 320])
 @pytest.mark.parametrize(
     "value",

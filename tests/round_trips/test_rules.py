@@ -176,7 +176,7 @@ def test_a_rule_file_with_a_mistake_is_found_out_by_the_outputs(tmp_path: Path) 
 # Models alone --------------------------------------------------------------------------------------------------------
 
 
-@both_ways(*MAXTEXT, *LAYERS, quick=(1, 2, 4, 7))
+@both_ways(*MAXTEXT, *LAYERS, quick=(1, 7))
 def test_both_models(case: Case, to: str, tmp_path: Path) -> None:
     report = check(case, to, tmp_path / "out", **case.models(*BOTH))
     assert report.outputs is not None
@@ -261,6 +261,7 @@ def test_a_template_and_rules(case: Case, to: str, tmp_path: Path) -> None:
 # The fixtures themselves ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [*MAXTEXT[:3], VIT, *LAYERS], ids=str)
 def test_both_sides_of_the_fixtures_compute_the_same(case: Case) -> None:
     """As saved, restored by the libraries alone: the translation by hand is right. For MaxText's fourth it follows."""

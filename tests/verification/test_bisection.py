@@ -41,6 +41,7 @@ def place(report: Report) -> tuple[str, str]:
     return "/".join(report.outputs.divergence.linen), ".".join(report.outputs.divergence.nnx)
 
 
+@pytest.mark.slow
 def test_without_a_fault_nothing_differs():
     report = compared(seeds=3)
     assert report.ok
@@ -62,17 +63,23 @@ def lose_a_scale(params: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "where", "cause"),
     [
-        ({"epsilon": 1e-3}, ("layers_1/norm1", "layers.1.norm1"), "epsilon is 1e-06 (Linen) and 0.001 (NNX)"),
+        pytest.param(
+            {"epsilon": 1e-3},
+            ("layers_1/norm1", "layers.1.norm1"),
+            "epsilon is 1e-06 (Linen) and 0.001 (NNX)",
+            marks=pytest.mark.slow,
+        ),
         (
             {"approximate": False},
             ("layers_1", "layers.1"),
             "such an input is gelu(x, approximate=True) in Linen and gelu(x, approximate=False) in NNX, "
             "where x is the output of layers_1/up",
         ),
-        (
+        pytest.param(
             {"swapped": True},
             ("layers_1/attn", "layers.1.attn"),
             "inside, layers_1/attn/out (Linen) and layers.1.attn.out (NNX) are the first to get other inputs",
+            marks=pytest.mark.slow,
         ),
         ({"scaled": False}, ("", ""), "such an input is in NNX 0.353553 times what it is in Linen"),
         ({"num_heads": 2}, ("layers_1/attn", "layers.1.attn"), "num_heads is 4 (Linen) and 2 (NNX)"),

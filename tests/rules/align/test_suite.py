@@ -18,7 +18,7 @@ from tests.rules.align.models import PAIRS
 
 SUITE = {pair.name: pair for pair in PAIRS}
 LAYERS = {pair.name: pair for pair in test_parity.PAIRS if pair.init_inputs is None}
-SLOW = {"encoder_separate", "encoder_scanned", "experts", "patches"}
+SLOW = {"decoder", "encoder_fused_phd", "encoder_separate", "encoder_scanned", "experts", "patches"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in SUITE])
