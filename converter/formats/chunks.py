@@ -30,37 +30,39 @@ class _Files:
 
     def read(self, extent: Extent) -> bytes:
         """Raises: UnreadableCheckpoint: the file is missing, shorter, or cannot be read."""
-        buffer = bytearray(extent.length)
-        self.read_into(extent, memoryview(buffer))
-        return bytes(buffer)
+        with self._lent(extent.file) as number:
+            data = os.pread(number, extent.length, extent.offset)
+            while 0 < len(data) < extent.length:  # the system gives 2 GiB at a time
+                more = os.pread(number, extent.length - len(data), extent.offset + len(data))
+                if not more:
+                    break
+                data += more
+        _require_all(extent, len(data))
+        return data
 
     def read_into(self, extent: Extent, buffer: memoryview) -> None:
-        """Fills the whole buffer. Raises: as ``read``."""
+        """Fills a buffer as long as the extent. Raises: as ``read``."""
         done = 0
-        try:
-            with self._lent(extent.file) as number:
-                while done < len(buffer):
-                    count = os.preadv(number, [buffer[done:]], extent.offset + done)
-                    if not count:
-                        break
-                    done += count
-        except OSError as error:
-            raise UnreadableCheckpoint(f"{extent.file} cannot be read: {error.strerror}", COPY_AGAIN) from None
-        if done != len(buffer):
-            raise UnreadableCheckpoint(
-                f"{extent.file} is too short: expected {len(buffer)} bytes at {extent.offset}, found {done}",
-                COPY_AGAIN,
-            )
+        with self._lent(extent.file) as number:
+            while done < extent.length:
+                count = os.preadv(number, [buffer[done:]], extent.offset + done)
+                if not count:
+                    break
+                done += count
+        _require_all(extent, done)
 
     @contextlib.contextmanager
     def _lent(self, path: str) -> Iterator[int]:
         """A descriptor that nobody else closes meanwhile."""
-        with self._lock:
-            number = os.dup(self._number(path))
         try:
-            yield number
-        finally:
-            os.close(number)
+            with self._lock:
+                number = os.dup(self._number(path))
+            try:
+                yield number
+            finally:
+                os.close(number)
+        except OSError as error:
+            raise UnreadableCheckpoint(f"{path} cannot be read: {error.strerror}", COPY_AGAIN) from None
 
     def _number(self, path: str) -> int:
         """The descriptor of the file that has this name now."""
@@ -80,6 +82,13 @@ class _Files:
             for number, _ in self._open.values():
                 os.close(number)
             self._open.clear()
+
+
+def _require_all(extent: Extent, found: int) -> None:
+    if found != extent.length:
+        raise UnreadableCheckpoint(
+            f"{extent.file} is too short: expected {extent.length} bytes at {extent.offset}, found {found}", COPY_AGAIN
+        )
 
 
 FILES = _Files()
@@ -102,7 +111,11 @@ class ChunkReader(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         size = min(len(buffer), length_of(self._chunk) - self._at)
-        buffer[:size] = chunk_bytes(part_of(self._chunk, self._at, size))
+        part = part_of(self._chunk, self._at, size)
+        if isinstance(part, bytes):
+            buffer[:size] = part
+        else:
+            FILES.read_into(part, memoryview(buffer)[:size])
         self._at += size
         return size
 
