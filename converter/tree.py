@@ -11,15 +11,12 @@ import math
 import re
 from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, ValuesView
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from converter.dtypes import is_common_dtype, item_size, numpy_dtype
 from converter.errors import UnsupportedCheckpoint, UsageError
 from converter.grid import Grid
 from converter.paths import IndexKey, IntKey, Key, Path, TupleKey, format_path
-
-if TYPE_CHECKING:
-    pass
 
 
 class LeafKind(enum.Enum):

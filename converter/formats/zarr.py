@@ -11,14 +11,11 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from converter.dtypes import is_common_dtype, numpy_dtype
 from converter.errors import UnsupportedCheckpoint
 from converter.grid import Axis, Encoding, Grid, Index
-
-if TYPE_CHECKING:
-    pass
 
 METADATA_KEYS = {"zarr2": ".zarray", "zarr3": "zarr.json"}
 """What the metadata of an array are called below its name."""

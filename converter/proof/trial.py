@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from converter.calling.arrays import array_inputs
 from converter.calling.signature import Signature
@@ -35,9 +35,6 @@ from converter.proof.values import (
 )
 from converter.rules.link import Name
 from converter.rules.matching.board import Piece
-
-if TYPE_CHECKING:
-    pass
 
 ONE_BY_ONE = 8
 """How many groups of variables are changed one after the other where derivatives do not tell. Each costs a run."""

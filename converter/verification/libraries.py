@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path as FilePath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from converter.dtypes import numpy_dtype
 from converter.errors import UnreadableCheckpoint, UsageError
@@ -15,9 +15,6 @@ from converter.planning.plan import Step
 from converter.tree import LeafKind
 from converter.verification.structure import Difference
 from converter.verification.values import Proof, ValuesResult, value_difference
-
-if TYPE_CHECKING:
-    pass
 
 READERS = {"orbax": "Orbax", "msgpack": "Flax", "safetensors": "safetensors", "npz": "NumPy"}
 

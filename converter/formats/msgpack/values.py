@@ -8,16 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from converter.dtypes import is_common_dtype, item_size, numpy_dtype
 from converter.errors import UnsupportedCheckpoint
 from converter.formats.msgpack.wire import Family, Head, Reader
 from converter.paths import Key, Path, format_path
 from converter.tree import LeafKind, LeafSpec, array_spec, empty_spec
-
-if TYPE_CHECKING:
-    pass
 
 EXT_ARRAY, EXT_COMPLEX, EXT_NUMPY_SCALAR = 1, 2, 3
 """The extension types of flax (``_MsgpackExtType``)."""

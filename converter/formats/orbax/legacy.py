@@ -10,15 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path as FilePath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from converter.dtypes import numpy_dtype
 from converter.errors import UnreadableCheckpoint, UnsupportedCheckpoint
 from converter.paths import IndexKey, Key, Path, format_path
 from converter.tree import Leaf, LeafKind, LeafSpec, array_spec, empty_spec
-
-if TYPE_CHECKING:
-    pass
 
 _PLACEHOLDER = "PLACEHOLDER://"
 _FLAX_PLACEHOLDERS = ("//GDAPlaceholder:", "//GDAARRAYPlaceholder:")

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from converter.errors import DestinationError
 from converter.formats import decoding, zarr
@@ -37,9 +37,6 @@ from converter.grid import Axis, Chunk, Encoding, Grid
 from converter.paths import Path
 from converter.stored import Extent
 from converter.tree import KEY_WORDS, Leaf, LeafKind, LeafSpec, Tree
-
-if TYPE_CHECKING:
-    pass
 
 _ZSTD = '{"compressor":{"id":"zstd","level":1},"fill_value":null,"filters":null}'
 """What Orbax itself compresses with."""
