@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from converter.rules.align.consumers import Consumers
-from converter.rules.align.graph import CONSTANT, INPUT, VARIABLE, Node
+from converter.rules.align.graph import CONSTANT, INPUT, VARIABLE, Node, live
 from converter.rules.align.pushing import ELEMENTWISE
 from converter.rules.align.uses import Use, uses_of
 from converter.rules.align.views import Region
@@ -110,19 +110,7 @@ def flattened(sketch: Sketch) -> Sketch:
             operands += inner.operands if same else [inner]
         made[term.number] = Term(term.number, term.operation, term.details, tuple(operands), term.depends, term.region)
     results = tuple(made[term.number] for term in sketch.results)
-    return Sketch(_live(results), results, {r: made[t.number] for r, t in sketch.leaves.items()}, sketch.uses)
-
-
-def _live(results: Sequence[Term]) -> tuple[Term, ...]:
-    seen: set[int] = set()
-    found, waiting = [], list(results)
-    while waiting:
-        term = waiting.pop()
-        if term.number not in seen:
-            seen.add(term.number)
-            found.append(term)
-            waiting.extend(term.operands)
-    return tuple(sorted(found, key=lambda term: term.number))
+    return Sketch(tuple(live(results)), results, {r: made[t.number] for r, t in sketch.leaves.items()}, sketch.uses)
 
 
 class _Sketcher:
@@ -169,7 +157,7 @@ class _Sketcher:
 
     def finished(self, results: Sequence[Node]) -> Sketch:
         outputs = tuple(self._of_node[node.number] for node in results)
-        terms = _live(outputs)
+        terms = tuple(live(outputs))
         leaves = {term.region: term for term in terms if term.region is not None}
         first = {operand.number: term.number for term in reversed(terms) for operand in term.operands}
         ordered = sorted(leaves, key=lambda region: (first.get(leaves[region].number, -1), leaves[region].number))

@@ -4,24 +4,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import partial
 
-from converter.rules.align.palette import Colours, Palette
+from converter.rules.align.palette import Colours, Palette, settled
 from converter.rules.align.skeleton import Skeleton
 from converter.rules.align.views import Region
-
-ROUNDS = 8
 
 
 def coarsely_refined(palette: Palette, skeleton: Skeleton, colours: Colours) -> dict[Region, int]:
     """Colours from the places of a skeleton; as ``refinement.refined``."""
-    known = dict(colours)
-    count = 0
-    for _ in range(ROUNDS):
-        known = _round(palette, skeleton, known)
-        before, count = count, len(set(known.values()))
-        if before == count:
-            break
-    return known
+    return settled(colours, partial(_round, palette, skeleton))
 
 
 def _round(palette: Palette, skeleton: Skeleton, colours: Colours) -> dict[Region, int]:

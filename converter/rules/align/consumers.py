@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 
-from converter.rules.align.graph import Node, reshape_groups
+from converter.rules.align.graph import Node, live, reshape_groups
 from converter.rules.align.pushing import ELEMENTWISE, REDUCTIONS
 
 SEARCHED = 300
@@ -20,7 +20,7 @@ class Consumers:
     """The nodes that results depend on, operands first, and who uses each of them."""
 
     def __init__(self, results: Sequence[Node]) -> None:
-        self.nodes = _live(results)
+        self.nodes = live(results)
         self._users: dict[int, list[tuple[Node, int]]] = defaultdict(list)
         for node in self.nodes:
             for place, operand in enumerate(node.operands):
@@ -40,19 +40,6 @@ class Consumers:
                     return distance
                 waiting.extend((user, after, distance + 1) for after in _followed(user, node, axis))
         return None
-
-
-def _live(results: Sequence[Node]) -> list[Node]:
-    seen: set[int] = set()
-    found: list[Node] = []
-    waiting = list(results)
-    while waiting:
-        node = waiting.pop()
-        if node.number not in seen:
-            seen.add(node.number)
-            found.append(node)
-            waiting.extend(node.operands)
-    return sorted(found, key=lambda node: node.number)
 
 
 def _sums(user: Node, place: int, axis: int) -> bool:

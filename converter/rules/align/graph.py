@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from converter.rules.align.views import View
 
@@ -45,6 +45,32 @@ class Node:
 
     def __repr__(self) -> str:
         return f"{self.operation}{list(self.shape)}"
+
+
+class Made(Protocol):
+    """A node, or what is made of nodes in the same form."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def operands(self) -> Sequence[Any]: ...
+
+
+AnyMade = TypeVar("AnyMade", bound=Made)
+
+
+def live(results: Sequence[AnyMade]) -> list[AnyMade]:
+    """Everything that the results are made of, and they themselves, operands first."""
+    seen: set[int] = set()
+    found: list[AnyMade] = []
+    waiting = list(results)
+    while waiting:
+        each = waiting.pop()
+        if each.number not in seen:
+            seen.add(each.number)
+            found.append(each)
+            waiting.extend(each.operands)
+    return sorted(found, key=lambda each: each.number)
 
 
 class Graph:

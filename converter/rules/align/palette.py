@@ -7,13 +7,15 @@ compared, never collide, and are the same in every run.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import TypeVar
 
 from converter.rules.align.views import Region
 
 Colours = Mapping[Region, int]
 """The colour of each part of a variable that a call uses."""
+
+ROUNDS = 8
 
 Item = TypeVar("Item")
 
@@ -26,6 +28,18 @@ class Palette:
 
     def colour(self, *description: Hashable) -> int:
         return self._known.setdefault(description, len(self._known))
+
+
+def settled(colours: Colours, step: Callable[[Colours], dict[Region, int]]) -> dict[Region, int]:
+    """Colours after as many steps as tell more apart, or ``ROUNDS`` of them."""
+    known = dict(colours)
+    count = 0
+    for _ in range(ROUNDS):
+        known = step(known)
+        before, count = count, len(set(known.values()))
+        if before == count:
+            break
+    return known
 
 
 def classes(colours: Mapping[Item, int]) -> dict[int, list[Item]]:

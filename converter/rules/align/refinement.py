@@ -7,12 +7,11 @@ it; parts with the same colour get new ones from the terms around them, until no
 from __future__ import annotations
 
 from collections import defaultdict
+from functools import partial
 
 from converter.rules.align.canonical import Sketch, Term
-from converter.rules.align.palette import Colours, Palette
+from converter.rules.align.palette import Colours, Palette, settled
 from converter.rules.align.views import Region
-
-ROUNDS = 8
 
 
 def refined(palette: Palette, sketch: Sketch, colours: Colours) -> dict[Region, int]:
@@ -21,14 +20,7 @@ def refined(palette: Palette, sketch: Sketch, colours: Colours) -> dict[Region, 
     Args:
       colours: what is known before; parts of the same variable in both models have the same colour.
     """
-    known = dict(colours)
-    count = 0
-    for _ in range(ROUNDS):
-        known = _round(palette, sketch, known)
-        before, count = count, len(set(known.values()))
-        if before == count:
-            break
-    return known
+    return settled(colours, partial(_round, palette, sketch))
 
 
 def around_terms(palette: Palette, sketch: Sketch, colours: Colours) -> dict[int, int]:
