@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from converter.paths import IndexKey, IntKey, Key, Path, TupleKey
+from converter.paths import IndexKey, IntKey, Key, Path, TupleKey, format_path
 from converter.tree import LeafKind, LeafSpec, array_spec, empty_spec
 
 
@@ -51,3 +51,11 @@ def live_spec(value: Any) -> LeafSpec:
         implementation = value.dtype._impl.name
         return LeafSpec(LeafKind.KEY, str(implementation), tuple(value.shape))
     return array_spec(value.dtype.name, value.shape)
+
+
+def named_leaves(returned: Any) -> list[tuple[str, Any]]:
+    """What a model returns, by path in the returned pytree; "output" for a single value."""
+    import jax
+
+    found = jax.tree_util.tree_flatten_with_path(returned)[0]
+    return [(format_path(pytree_path(keys)) or "output", leaf) for keys, leaf in found]

@@ -10,18 +10,11 @@ from typing import Any
 
 from converter import user_code
 from converter.calling.signature import OF_APPLY, Signature, apply_linen, call_nnx
-from converter.dtypes import numpy_dtype
 from converter.errors import ModelError
+from converter.models.arrays import Name, linen_arrays, nnx_arrays
 from converter.models.dataflow import Dataflow, View, Views
 from converter.models.model import Model
-from converter.models.nnx import array_leaves, collection_of, raw_value
-from converter.paths import Path
-from converter.pytrees import state_path
 from converter.training_state import PARAMS
-from converter.tree import LeafKind, LeafSpec, nest
-
-Name = tuple[str, Path]
-"""Collection and path of a variable, as in ``ModelVariable``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,19 +52,16 @@ def trace_linen(model: Model, signature: Signature) -> Trace:
     import jax
 
     module, kwargs = model.module, signature.linen_kwargs
-    variables = [v for v in model.variables if v.spec.kind in (LeafKind.ARRAY, LeafKind.KEY)]
-    paths = [(variable.collection, *variable.path) for variable in variables]
+    arrays = linen_arrays(model)
 
     def apply(values: Sequence[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        return apply_linen(module, nest(zip(paths, values, strict=True)), args, kwargs, signature.linen)
+        return apply_linen(module, arrays.filled(values), args, kwargs, signature.linen)
 
     attempts = [(apply, kwargs)]
     if not kwargs.keys() >= set(OF_APPLY):
         rngs = {name: jax.random.key(0) for name in (PARAMS, "dropout")}
         attempts.append((apply, {"mutable": True, "rngs": rngs, **kwargs}))
-    names = [(variable.collection, variable.path) for variable in variables]
-    values = [struct_of(variable.spec) for variable in variables]
-    return _trace("calling the Linen model", attempts, names, values, signature.arguments.positional)
+    return _trace("calling the Linen model", attempts, arrays.names, arrays.values, signature.arguments.positional)
 
 
 def trace_nnx(model: Model, signature: Signature) -> Trace:
@@ -86,23 +76,12 @@ def trace_nnx(model: Model, signature: Signature) -> Trace:
     Raises:
       ModelError: the call fails, or the model is a mere state.
     """
-    import jax
     from flax import nnx
 
-    if model.module is None:
-        raise ModelError("a state cannot be called", "Give the NNX model that it belongs to.")
-    graphdef, state = nnx.split(model.module)
-    flat = [(keys, leaf, jax.tree_util.tree_flatten(leaf)) for keys, leaf in nnx.to_flat_state(state)]
-    names = [
-        (collection_of(leaf), state_path(keys) + inside)
-        for keys, leaf, _ in flat
-        for inside, _ in array_leaves(raw_value(leaf))
-    ]
+    arrays = nnx_arrays(model)
 
     def call(values: Sequence[Any], args: Sequence[Any], kwargs: Mapping[str, Any], evaluate: bool = False) -> Any:
-        remaining = iter(values)
-        rebuilt = [(keys, structure.unflatten([next(remaining) for _ in own])) for keys, _, (own, structure) in flat]
-        module = nnx.merge(graphdef, nnx.from_flat_state(rebuilt))
+        module = arrays.filled(values)
         if evaluate:
             module.eval()
         # Its new state belongs to the results: what nothing depends on may be missing in a trace.
@@ -111,11 +90,10 @@ def trace_nnx(model: Model, signature: Signature) -> Trace:
     def call_evaluating(values: Sequence[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         return call(values, args, kwargs, evaluate=True)
 
-    values = [value for _, _, (own, _) in flat for value in own]
     kwargs = signature.nnx_kwargs
     attempts = [(call, kwargs), (call_evaluating, kwargs)]
     with nnx.use_eager_sharding(False):
-        return _trace("calling the NNX model", attempts, names, values, signature.arguments.positional)
+        return _trace("calling the NNX model", attempts, arrays.names, arrays.values, signature.arguments.positional)
 
 
 Call = Callable[[Sequence[Any], Sequence[Any], Mapping[str, Any]], Any]
@@ -176,12 +154,3 @@ def _holes(tree: Any, leaves: Callable[[Any], bool]) -> tuple[dict[int, Any], Ca
         return structure.unflatten(filled.values())
 
     return taken, fill
-
-
-def struct_of(spec: LeafSpec) -> Any:
-    import jax
-
-    if spec.kind is LeafKind.KEY:
-        key = jax.eval_shape(lambda: jax.random.key(0, impl=spec.dtype))
-        return jax.ShapeDtypeStruct(spec.shape, key.dtype)
-    return jax.ShapeDtypeStruct(spec.shape, numpy_dtype(spec.dtype))

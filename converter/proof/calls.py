@@ -12,10 +12,9 @@ from converter.calling.signature import OF_APPLY, Signature, apply_linen, call_n
 from converter.dtypes import numpy_dtype
 from converter.live import restore_nnx
 from converter.models import Model, ModelVariable, array_leaves, collection_of, raw_value, state_path
-from converter.paths import format_path
 from converter.proof.double import run_doubled
 from converter.proof.values import is_inexact
-from converter.pytrees import pytree_path
+from converter.pytrees import named_leaves
 from converter.rules.link import Name
 from converter.training_state import PARAMS, RNG_COLLECTIONS, Held, Part, Slot, TrainingState
 from converter.tree import KEY_WORDS, Leaf, LeafKind, nest
@@ -98,10 +97,8 @@ class Call:
 
         def run(*arrays: Any) -> list[Any]:
             given = dict(zip(values, arrays, strict=False))
-            returned = jax.tree_util.tree_flatten_with_path(self.run(given, arrays[len(given) :]))[0]
-            for keys, leaf in returned:
-                is_array = isinstance(leaf, jax.Array | np.ndarray)
-                (results if is_array else others)[format_path(pytree_path(keys)) or "output"] = leaf
+            for name, leaf in named_leaves(self.run(given, arrays[len(given) :])):
+                (results if isinstance(leaf, jax.Array | np.ndarray) else others)[name] = leaf
             return list(results.values())
 
         closed = user_code.call(self._what, jax.make_jaxpr(run), *structs)

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 from converter import user_code
 from converter.calling.inputs import Arguments
 from converter.calling.signature import Signature, apply_linen, call_nnx
-from converter.paths import format_path
 from converter.proof.calls import LINEN_CALL, NNX_CALL
 from converter.proof.values import inputs_of
-from converter.pytrees import pytree_path
+from converter.pytrees import named_leaves
 
 if TYPE_CHECKING:
     import numpy as np
@@ -118,10 +117,7 @@ class Pair:
 
 
 def _leaves(outputs: Any) -> Outputs:
-    import jax
-
-    leaves = jax.tree_util.tree_flatten_with_path(outputs)[0]
-    return {format_path(pytree_path(keys)) or "output": _array(leaf) for keys, leaf in leaves}
+    return {name: _array(leaf) for name, leaf in named_leaves(outputs)}
 
 
 def _array(leaf: Any) -> np.ndarray[Any, Any]:
