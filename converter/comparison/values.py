@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from converter.comparison.pairing import Side
 from converter.dtypes import element_bits, numpy_dtype
 from converter.formats.checkpoint import Progress
-from converter.formats.chunks import same_bytes
-from converter.formats.streaming import ARRAYS, in_parallel, leaf_pieces
+from converter.formats.streaming import ARRAYS, leaf_by_leaf, leaf_pieces
 from converter.tree import Leaf, LeafKind
-from converter.verification.values import LARGE, FileNames, aligned, chunk_pairs, value_difference
+from converter.verification.values import ChunkPairs, FileNames, aligned, chunk_pairs, same_chunks, value_difference
 
 if TYPE_CHECKING:
     import numpy as np
@@ -90,39 +88,28 @@ class ValuesCompared:
 def compare_pairs(pairs: Sequence[tuple[Side, Side]], progress: Progress) -> ValuesCompared:
     """Compares the values of leaves that agree in dtype and shape, within the memory budget of the room."""
     files = FileNames()
-    distances: dict[int, Distance] = {}
-    same_place = 0
-    reported = threading.Lock()
+    leaves = [(left.leaf, right.leaf) for left, right in pairs]
+    chunks: dict[int, ChunkPairs | None] = {}
 
-    def measure(number: int, _: Callable[[], None] | None = None) -> None:
-        left, right = pairs[number][0].leaf, pairs[number][1].leaf
-        distances[number] = distance(left, right)
-        with reported:
-            progress(left.spec.nbytes, 1)
+    def at_once(number: int) -> tuple[Distance, bool] | None:
+        both = chunks[number] = chunk_pairs(*leaves[number])
+        same = None if both is None else _are_same_place(both, files)
+        return None if same is None else (EQUAL, same)
 
-    large: list[int] = []
-    for number, (left, right) in enumerate(pairs):
-        if (found := _is_same_place(left.leaf, right.leaf, files)) is not None:
-            distances[number] = EQUAL
-            same_place += found
-            progress(left.leaf.spec.nbytes, 1)
-        elif left.leaf.spec.nbytes < LARGE:
-            measure(number)
-        else:
-            large.append(number)
-    in_parallel(measure, large)
-    nbytes = sum(left.leaf.spec.nbytes for left, _ in pairs)
-    return ValuesCompared(tuple(distances[number] for number in range(len(pairs))), same_place, nbytes)
+    def thoroughly(number: int) -> tuple[Distance, bool]:
+        both = chunks.pop(number)
+        return EQUAL if both is not None and same_chunks(both) else distance(*leaves[number]), False
+
+    sizes = [left.spec.nbytes for left, _ in leaves]
+    found = leaf_by_leaf(sizes, at_once, thoroughly, progress)
+    return ValuesCompared(tuple(distance for distance, _ in found), sum(same for _, same in found), sum(sizes))
 
 
-def _is_same_place(left: Leaf, right: Leaf, files: FileNames) -> bool | None:
+def _are_same_place(chunks: ChunkPairs, files: FileNames) -> bool | None:
     """Whether both are the same bytes of a file; false where equal bytes stand in an index that was read anyway.
 
     Returns: None where they have to be compared.
     """
-    chunks = chunk_pairs(left, right)
-    if chunks is None:
-        return None
     in_files = False
     for a, b in chunks:
         inside = isinstance(a, bytes) and isinstance(b, bytes)
@@ -141,9 +128,6 @@ def distance(left: Leaf, right: Leaf) -> Distance:
     if left.spec.kind not in ARRAYS:
         texts = value_difference(left.fetch(), right.fetch())
         return EQUAL if texts is None else Distance(1, 1, texts=texts)
-    chunks = chunk_pairs(left, right)
-    if chunks is not None and all(a is b is None or (a and b and same_bytes(a, b)) for a, b in chunks):
-        return EQUAL
     dtype = numpy_dtype("uint32" if left.spec.kind is LeafKind.KEY else left.spec.dtype)
     found = EQUAL
     for a, b in aligned(leaf_pieces((), left), leaf_pieces((), right)):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from converter.dtypes import numpy_dtype
 from converter.errors import DestinationError
 from converter.formats import decoding
-from converter.formats.checkpoint import undisturbed
+from converter.formats.checkpoint import Progress, undisturbed
 from converter.paths import Path, format_path
 from converter.tree import Leaf, LeafKind, LeafSpec
 
@@ -62,6 +62,9 @@ ARRAYS = (LeafKind.ARRAY, LeafKind.NUMPY_SCALAR, LeafKind.KEY)
 """Leaves whose bytes are those of an array."""
 
 _WORKERS = min(os.cpu_count() or 1, 4)
+
+LARGE = 1 << 20
+"""Bytes of a leaf that are worth a thread of its own."""
 
 _BATCH_BYTES, _BATCH_PARTS = 1 << 20, 1000
 
@@ -170,6 +173,39 @@ def in_parallel(work: Callable[[T, Callable[[], None]], None], jobs: Sequence[T]
             stopped.set()
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def leaf_by_leaf(
+    sizes: Sequence[int], at_once: Callable[[int], T | None], thoroughly: Callable[[int], T], progress: Progress
+) -> list[T]:
+    """What is found out about each leaf, cheaply or else by reading it; large leaves are read by several threads.
+
+    Args:
+      sizes: the bytes of every leaf.
+      at_once: what can be said of a leaf, by its number, without reading it; None where that is nothing.
+      thoroughly: the same in any case, called after ``at_once``.
+      progress: called with the bytes of a leaf, and 1, when it is done.
+    """
+    found: dict[int, T] = {}
+    large: list[int] = []
+    reported = threading.Lock()
+
+    def read(number: int, _: Callable[[], None] | None = None) -> None:
+        found[number] = thoroughly(number)
+        with reported:
+            progress(sizes[number], 1)
+
+    for number, size in enumerate(sizes):
+        known = at_once(number)
+        if known is not None:
+            found[number] = known
+            progress(size, 1)
+        elif size < LARGE:
+            read(number)
+        else:
+            large.append(number)
+    in_parallel(read, large)
+    return [found[number] for number in range(len(sizes))]
 
 
 def of_the_source(pieces: Iterable[T]) -> Iterator[T]:

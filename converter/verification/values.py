@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import enum
 import os
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from converter import scratch
 from converter.dtypes import element_bits
 from converter.formats.checkpoint import Progress
 from converter.formats.chunks import same_bytes
-from converter.formats.streaming import ARRAYS, digest, in_parallel, leaf_pieces
+from converter.formats.streaming import ARRAYS, digest, leaf_by_leaf, leaf_pieces
 from converter.grid import Chunk, Grid
 from converter.paths import Path, format_path
 from converter.planning.plan import Step
@@ -30,10 +29,6 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-LARGE = 1 << 20
-"""Bytes of a leaf that are worth a thread of its own."""
-
-
 class Proof(enum.Enum):
     """How two leaves were found to be equal; the value is how people read it."""
 
@@ -41,6 +36,10 @@ class Proof(enum.Enum):
     BYTES = "bytes on disk compared"
     DIGEST = "read again and compared with the digest of what was written"
     VALUES = "made again and compared"
+
+
+Outcome = Proof | tuple[str, str]
+"""How a leaf is known to be what it should be, or how it differs, as (expected, found)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,29 +94,22 @@ def compare_values(
         if (found := destination.get(step.target)) is not None and step.spec.kind is not LeafKind.EMPTY
     ]
     files = FileNames()
-    outcomes: dict[int, Proof | tuple[str, str]] = {}
-    reported = threading.Lock()
+    chunks: dict[int, ChunkPairs | None] = {}
 
-    def prove(number: int, _: Callable[[], None] | None = None) -> None:
+    def at_once(number: int) -> Outcome | None:
+        pairs = chunks[number] = chunk_pairs(*compared[number])
+        return Proof.REFERENCE if pairs is not None and all(files.same(*pair) for pair in pairs) else None
+
+    def thoroughly(number: int) -> Outcome:
         step, found = compared[number]
-        outcomes[number] = _proof(step, found, (digests or {}).get(step.target))
-        with reported:
-            progress(step.spec.nbytes, 1)
+        return _proof(step, found, chunks.pop(number), (digests or {}).get(step.target))
 
-    large: list[int] = []
-    for number, (step, found) in enumerate(compared):
-        if _is_same_place(step, found, files):
-            outcomes[number] = Proof.REFERENCE
-            progress(step.spec.nbytes, 1)
-        elif step.spec.nbytes < LARGE:
-            prove(number)
-        else:
-            large.append(number)
-    in_parallel(prove, large)
-    return _result([(step, outcomes[number]) for number, (step, _) in enumerate(compared)])
+    sizes = [step.spec.nbytes for step, _ in compared]
+    outcomes = leaf_by_leaf(sizes, at_once, thoroughly, progress)
+    return _result([(step, outcome) for (step, _), outcome in zip(compared, outcomes, strict=True)])
 
 
-def _result(outcomes: Sequence[tuple[Step, Proof | tuple[str, str]]]) -> ValuesResult:
+def _result(outcomes: Sequence[tuple[Step, Outcome]]) -> ValuesResult:
     differences: list[Difference] = []
     proofs: dict[Proof, tuple[int, int]] = {}
     for step, outcome in outcomes:
@@ -129,16 +121,10 @@ def _result(outcomes: Sequence[tuple[Step, Proof | tuple[str, str]]]) -> ValuesR
     return ValuesResult(len(outcomes), sum(step.spec.nbytes for step, _ in outcomes), tuple(differences), proofs)
 
 
-def _is_same_place(step: Step, found: Leaf, files: FileNames) -> bool:
-    """Whether both are the same bytes on disk."""
-    source = step.grid()
-    if source is None or not source.linkable:
-        return False
-    pairs = chunk_pairs(step, found)
-    return pairs is not None and all(files.same(left, right) for left, right in pairs)
+ChunkPairs = list[tuple[Chunk | None, Chunk | None]]
 
 
-def chunk_pairs(step: Step | Leaf, found: Leaf) -> list[tuple[Chunk | None, Chunk | None]] | None:
+def chunk_pairs(step: Step | Leaf, found: Leaf) -> ChunkPairs | None:
     """The chunks of both, one beside the other, where equal chunks mean equal arrays."""
     if step.spec.kind not in ARRAYS or not same_spec(step.spec, found.spec):
         return None
@@ -148,13 +134,17 @@ def chunk_pairs(step: Step | Leaf, found: Leaf) -> list[tuple[Chunk | None, Chun
     return [(source.chunks.get(index), target.chunks.get(index)) for index in source.indices()]
 
 
-def _proof(step: Step, found: Leaf, written: int | None) -> Proof | tuple[str, str]:
+def same_chunks(pairs: ChunkPairs) -> bool:
+    """Whether all of them are equal as they are on disk."""
+    return all(left is right is None or (left and right and same_bytes(left, right)) for left, right in pairs)
+
+
+def _proof(step: Step, found: Leaf, pairs: ChunkPairs | None, written: int | None) -> Outcome:
     """How a leaf is known to be what it should be, or how it differs, as (expected, found)."""
     if step.spec.kind not in ARRAYS or not same_spec(step.spec, found.spec):
         return value_difference(step.value(), found.fetch()) or Proof.VALUES
-    pairs = chunk_pairs(step, found)
     if pairs is not None:
-        if all(left is right is None or (left and right and same_bytes(left, right)) for left, right in pairs):
+        if same_chunks(pairs):
             return Proof.BYTES
     elif written is not None and digest(leaf_pieces(step.target, found)) == written:
         return Proof.DIGEST

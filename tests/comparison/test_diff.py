@@ -200,7 +200,7 @@ def test_the_same_bytes_on_disk_are_not_read(tmp_path: Path, monkeypatch: pytest
         raise AssertionError("an array was read")
 
     monkeypatch.setattr("converter.comparison.values.leaf_pieces", forbidden)
-    monkeypatch.setattr("converter.comparison.values.same_bytes", forbidden)
+    monkeypatch.setattr("converter.verification.values.same_bytes", forbidden)
     linked = converter.diff(source, tmp_path / "linked", values=True)
     assert linked.values is not None
     assert (linked.ok, linked.values.same_place) == (True, 1)
