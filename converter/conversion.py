@@ -11,18 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from converter import __version__
 from converter.dialects.dialect import Framework
-from converter.errors import UnreadableCheckpoint, UnsupportedCheckpoint, VerificationFailed
-from converter.formats import (
-    FORMAT_TITLES,
-    FORMATS,
-    takes_along,
-)
-from converter.formats.checkpoint import PLAIN, Checkpoint, Format, Progress, Writing, Written
+from converter.errors import UnreadableCheckpoint, VerificationFailed
+from converter.formats import FORMAT_TITLES, FORMATS, takes_along
+from converter.formats.checkpoint import PLAIN, Checkpoint, Format, Progress, Writing, Written, refuse_objections
 from converter.formats.provenance import KEY as PROVENANCE
 from converter.formats.provenance import Provenance, read_record
 from converter.opening import open_source
 from converter.options import Job, Options, make_job, read_size
-from converter.paths import Path, format_path
+from converter.paths import Path
 from converter.planning.plan import Plan
 from converter.planning.planner import make_plan
 from converter.report import Report
@@ -43,8 +39,6 @@ def silent(nbytes: int, leaves: int) -> None:
 
 
 Verify = bool | Literal["full"]
-
-SHOWN_OBJECTIONS = 40
 
 Stamps = tuple[tuple[int, ...] | None, ...]
 
@@ -204,19 +198,9 @@ def _metadata(source: Checkpoint, made: Plan, job: Job) -> dict[str, Any]:
 
 def _require_storable(made: Plan, tree: Tree, format: Format) -> None:
     """Refuses leaves that the format has no form for, by the names they have in the source."""
-    objections = format.objections(tree)
-    if not objections:
-        return
-    held = {step.target: step.sources[0].source if step.sources else step.target for step in made.steps}
-    lines = [f"  {format_path(held[path])}: {why}" for path, why in objections.items()]
-    shown = lines[:SHOWN_OBJECTIONS]
-    if len(lines) > len(shown):
-        shown.append(f"  … and {len(lines) - len(shown)} more")
-    first = format_path(held[next(iter(objections))])
-    raise UnsupportedCheckpoint(
-        "\n".join([f"{FORMAT_TITLES[format.name]} cannot hold these leaves:", *shown]),
-        f"Leave them behind with --drop '{first}' and so on, or choose another format with --to-format.",
-    )
+    if objections := format.objections(tree):
+        held = {step.target: step.sources[0].source if step.sources else step.target for step in made.steps}
+        refuse_objections(FORMAT_TITLES[format.name], {held[path]: why for path, why in objections.items()})
 
 
 def verified(

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any, Protocol
 
-from converter.paths import Path
+from converter.errors import UnsupportedCheckpoint
+from converter.paths import Path, format_path
 from converter.tree import Tree
 
 Progress = Callable[[int, int], None]
@@ -184,6 +185,32 @@ class Source(Protocol):
           UnsupportedCheckpoint: a recognised variety that cannot be read.
           UsageError: no such step or item, or several items and none chosen.
         """
+
+
+SHOWN_OBJECTIONS = 40
+
+
+def refuse_objections(holder: str, objections: Mapping[Path, str]) -> None:
+    """Raises everything that a format objects to, if anything.
+
+    Args:
+      holder: what cannot hold the leaves, with its article.
+      objections: what ``Format.objections`` found, by the paths that the user knows.
+
+    Raises:
+      UnsupportedCheckpoint: lists the leaves at fault, the first 40 of them.
+    """
+    if not objections:
+        return
+    lines = [f"  {format_path(path)}: {why}" for path, why in objections.items()]
+    shown = lines[:SHOWN_OBJECTIONS]
+    if len(lines) > len(shown):
+        shown.append(f"  … and {len(lines) - len(shown)} more")
+    raise UnsupportedCheckpoint(
+        "\n".join([f"{holder} cannot hold these leaves:", *shown]),
+        f"Leave them behind with --drop '{format_path(next(iter(objections)))}' and so on, "
+        "or choose another format with --to-format.",
+    )
 
 
 class Format(Source, Protocol):

@@ -694,7 +694,7 @@ def test_all_leaves_without_a_form_are_named_before_writing(tmp_path: FilePath) 
     assert 'rngs/"a b/c": key<threefry2x32>[4] is a typed PRNG key' in caught.value.message
     assert "\n  k: key" in caught.value.message
     assert "--drop 'rngs/\"a b/c\"'" in caught.value.advice
-    assert "Orbax" in caught.value.advice
+    assert "--to-format" in caught.value.advice
     assert not list(tmp_path.iterdir())
     with pytest.raises(UnsupportedCheckpoint, match="float7"):
         written(Tree([(("w",), leaf_of(array_spec("float7", (2,))))]), tmp_path)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path as FilePath
 
 from converter.errors import DestinationError
-from converter.formats.checkpoint import PLAIN, Progress, Writing, Written
+from converter.formats.checkpoint import PLAIN, Progress, Writing, Written, refuse_objections
 from converter.formats.msgpack import MsgpackFormat
 from converter.formats.msgpack.files import KIND, STEM
 from converter.formats.shards import write_index
@@ -50,9 +50,9 @@ class HuggingFaceFormat(MsgpackFormat):
           UnsupportedCheckpoint: leaves that msgpack cannot hold, such as typed PRNG keys.
           DestinationError: the destination exists, or the file system refused.
         """
-        from converter.formats.msgpack.writer import refuse, write
+        from converter.formats.msgpack.writer import write
 
-        refuse(self.objections(tree))
+        refuse_objections("a model directory of Hugging Face's", self.objections(tree))
         if os.path.lexists(destination):
             raise DestinationError(f"{destination} exists already")
         parts = list(_parts(tree, writing.max_shard or MAX_SHARD))

@@ -6,13 +6,13 @@ The bytes are those of ``flax.serialization.msgpack_serialize`` for the same nes
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path as FilePath
 from typing import Any
 
 from converter.dtypes import item_size
 from converter.errors import ConverterError, DestinationError, UnsupportedCheckpoint
-from converter.formats.checkpoint import Progress, Written
+from converter.formats.checkpoint import Progress, Written, refuse_objections
 from converter.formats.msgpack import wire
 from converter.formats.msgpack.values import CHUNKED_ARRAY, EXT_ARRAY, EXT_COMPLEX, EXT_NUMPY_SCALAR
 from converter.formats.one_file import write_items
@@ -38,7 +38,7 @@ def write(tree: Tree, destination: FilePath, progress: Progress) -> Written:
       DestinationError: the destination exists, or the file system refused.
       RuntimeError: a leaf whose value is not what its spec announced; a defect of the source's reader.
     """
-    refuse(objections(tree))
+    refuse_objections("a msgpack file", objections(tree))
     if os.path.lexists(destination):
         raise DestinationError(f"{destination} exists already")
     with whole_or_nothing(destination), destination.open("xb") as stream:
@@ -49,16 +49,6 @@ def write(tree: Tree, destination: FilePath, progress: Progress) -> Written:
 def objections(tree: Tree) -> dict[Path, str]:
     """Why a msgpack file cannot hold some leaves, as far as their specs tell."""
     return {path: problem for path, leaf in tree.items() if (problem := _problem(path, leaf.spec))}
-
-
-def refuse(problems: Mapping[Path, str]) -> None:
-    """Raises ``UnsupportedCheckpoint`` with everything that ``objections`` found, if anything."""
-    if problems:
-        lines = [f"  {format_path(path)}: {problem}" for path, problem in problems.items()]
-        raise UnsupportedCheckpoint(
-            "\n".join(["a msgpack file cannot hold these leaves:", *lines]),
-            f"Drop them (--drop '{format_path(next(iter(problems)))}'), or write an Orbax checkpoint instead.",
-        )
 
 
 def _problem(path: Path, spec: LeafSpec) -> str:

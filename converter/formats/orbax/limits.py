@@ -9,12 +9,11 @@ import re
 from collections.abc import Sequence
 
 from converter.errors import UnsupportedCheckpoint
+from converter.formats.checkpoint import refuse_objections
 from converter.formats.orbax.arrays import is_storable
 from converter.formats.orbax.metadata import Entry, refuse_shared_names
 from converter.paths import Path, format_path
 from converter.tree import KEY_WORDS, Leaf, LeafKind, Tree
-
-_SHOWN = 40
 
 _LONGEST_NAME = 65_000
 """Bytes; OCDBT's keys end at 65,535, and to the name they add the number of a chunk."""
@@ -28,16 +27,8 @@ def refuse_unsupported(tree: Tree) -> None:
     """
     if not tree or (tree.keys() == {()} and tree[()].spec.kind is LeafKind.EMPTY):
         raise UnsupportedCheckpoint("the tree has no leaves, and Orbax does not save an empty tree")
-    objections = [f"{format_path(path)}: {objection}" for path, objection in leaf_objections(tree).items()]
-    objections += _mixed_up_texts([path for path, leaf in tree.items() if leaf.spec.kind is LeafKind.TEXT])
-    if objections:
-        shown = [f"  {objection}" for objection in objections[:_SHOWN]]
-        if len(objections) > _SHOWN:
-            shown.append(f"  … and {len(objections) - _SHOWN} more")
-        raise UnsupportedCheckpoint(
-            "\n".join(["Orbax cannot hold these leaves:", *shown]),
-            "Drop them with --drop PATTERN, or write a msgpack file (--to-format msgpack).",
-        )
+    texts = [path for path, leaf in tree.items() if leaf.spec.kind is LeafKind.TEXT]
+    refuse_objections("Orbax", {**leaf_objections(tree), **_mixed_up_texts(texts)})
     refuse_shared_names(
         Entry(path, ".".join(path), "None" if leaf.spec.kind is LeafKind.EMPTY else "") for path, leaf in tree.items()
     )
@@ -86,12 +77,12 @@ def _objection(path: Path, leaf: Leaf) -> str | None:
             return None
 
 
-def _mixed_up_texts(paths: Sequence[Path]) -> list[str]:
+def _mixed_up_texts(paths: Sequence[Path]) -> dict[Path, str]:
     """Texts live in one JSON object where a slash in a key nests, so ``a`` and ``a/b`` cannot both be texts."""
     names = {tuple(".".join(path).split("/")): path for path in paths}
-    return [
-        f"{format_path(path)}: str cannot stand beside the text {format_path(names[name[:depth]])}"
+    return {
+        path: f"str cannot stand beside the text {format_path(names[name[:depth]])}"
         for name, path in names.items()
         for depth in range(1, len(name))
         if name[:depth] in names
-    ]
+    }

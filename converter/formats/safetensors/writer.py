@@ -13,8 +13,8 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from converter import __version__
-from converter.errors import DestinationError, UnsupportedCheckpoint
-from converter.formats.checkpoint import Progress, Written
+from converter.errors import DestinationError
+from converter.formats.checkpoint import Progress, Written, refuse_objections
 from converter.formats.one_file import write_items
 from converter.formats.provenance import read_record
 from converter.formats.safetensors.header import can_hold, order, spell_header
@@ -36,7 +36,7 @@ def write(tree: Tree, destination: FilePath, progress: Progress, metadata: Mappi
       DestinationError: the destination exists, or the file system refused.
       RuntimeError: a leaf whose value is not what its spec announced; a defect of the source's reader.
     """
-    _refuse_unsupported(tree)
+    refuse_objections("a safetensors file", objections(tree))
     if os.path.lexists(destination):
         raise DestinationError(f"{destination} exists already")
     header, ordered = _lay_out(tree, noted(metadata or {}))
@@ -95,16 +95,6 @@ def _spell_number(path: Path, spec: LeafSpec, value: Any) -> bytes:
 def objections(tree: Tree) -> dict[Path, str]:
     """Why a safetensors file cannot hold some leaves. Python ints are fetched, arrays are not."""
     return {path: problem for path, leaf in tree.items() if (problem := _problem(path, leaf))}
-
-
-def _refuse_unsupported(tree: Tree) -> None:
-    problems = objections(tree)
-    if problems:
-        lines = [f"  {format_path(path)}: {problem}" for path, problem in problems.items()]
-        raise UnsupportedCheckpoint(
-            "\n".join(["a safetensors file cannot hold these leaves:", *lines]),
-            f"Drop them (--drop '{format_path(next(iter(problems)))}'), or choose another format with --to-format.",
-        )
 
 
 def _problem(path: Path, leaf: Leaf) -> str:
