@@ -77,3 +77,10 @@ def element_bits(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         # Stored one to a byte, of which the upper bits mean nothing.
         flat = flat.astype(np.float32)
     return flat.view(np.uint8).reshape(flat.size, flat.dtype.itemsize)
+
+
+def described(value: Any) -> str:
+    """``float32[2,8]`` for arrays of any library, or the name of the type of what is no array."""
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return f"{getattr(value.dtype, 'name', value.dtype)}[{','.join(map(str, value.shape))}]"
+    return type(value).__name__

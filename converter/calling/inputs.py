@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from converter.dtypes import numpy_dtype
+from converter.dtypes import described, numpy_dtype
 from converter.errors import UsageError
 from converter.tree import LeafKind, LeafSpec, parse_array_spec
 
@@ -132,7 +132,7 @@ class Arguments:
         return (*map(_described, self.positional), *(f"{name}={_described(v)}" for name, v in self.named.items()))
 
     def leaves(self) -> tuple[list[Any], Any]:
-        """All leaves, and what ``rebuilt`` needs to put others in their places."""
+        """All leaves, and the treedef whose ``unflatten`` puts others in their places."""
         import jax
 
         leaves, structure = jax.tree.flatten((self.positional, dict(self.named)), is_leaf=_is_spec)
@@ -179,8 +179,4 @@ def _resized(value: Any, size: int) -> Any:
 
 
 def _described(value: Any) -> str:
-    if isinstance(value, InputSpec):
-        return str(value)
-    if hasattr(value, "dtype") and hasattr(value, "shape"):
-        return f"{value.dtype}[{','.join(map(str, value.shape))}]"
-    return type(value).__name__
+    return str(value) if isinstance(value, InputSpec) else described(value)

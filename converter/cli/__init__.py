@@ -11,6 +11,7 @@ import click
 
 from converter import console
 from converter.cli.command import HELP, VERSION, Command, Group
+from converter.cli.files import check_file, write_file
 from converter.cli.options import ALIGN, COMPARE, DEMO, DIFF, INSPECT, LINEN_TO_NNX, NNX_TO_LINEN
 from converter.cli.reporting import reporting
 from converter.errors import EXIT_DIFFERENCE, EXIT_INPUT, DestinationError, UsageError
@@ -192,23 +193,18 @@ def align_command(
 
     if linen_model is None or nnx_model is None:
         raise UsageError("two models are needed", "Give both --linen-model and --nnx-model.")
-    if output is not None and output.exists() and not force:
-        raise DestinationError(f"{output} exists already", "Give another name, or --force to replace it.")
+    if output is not None:
+        check_file(output, "rule file")
+        if output.exists() and not force:
+            raise DestinationError(f"{output} exists already", "Give another name, or --force to replace it.")
     report = align(linen_model, nnx_model, **_read_calls(options))
     if not report.ok and not as_json and not quiet:
         console.write_out(report.text())
     report.check()
     if output is not None:
         report.check_rules()
-        _write_text(output, report.rules)
+        write_file(output, "rule file", report.rules)
     console.show(report, as_json=as_json, quiet=quiet)
-
-
-def _write_text(path: FilePath, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise DestinationError(f"{path} cannot be written: {error.strerror}", "Give another name.") from error
 
 
 @app.command("demo", cls=Command, sections=DEMO)

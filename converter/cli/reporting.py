@@ -9,6 +9,7 @@ from pathlib import Path as FilePath
 from typing import Any, Protocol
 
 from converter import console
+from converter.cli.files import check_file, write_file
 from converter.errors import ConverterError, DestinationError
 
 
@@ -40,16 +41,16 @@ def reporting(file: FilePath | None, *checkpoints: FilePath) -> Iterator[Page]:
     if file is None:
         yield page
         return
-    from converter.html_report.file import check_report, write_report
+    from converter.html_report.page import to_html
 
-    check_report(file, checkpoints)
+    check_file(file, "report", checkpoints)
     try:
         yield page
     except ConverterError as error:
         try:
-            write_report(file, console.error_value(error))
+            write_file(file, "report", to_html(console.error_value(error)))
         except DestinationError as failed:
             error.advice = "\n".join(filter(None, (error.advice, f"Besides, {failed.message}.")))
         raise
     if page.result is not None:
-        write_report(file, page.result.to_json())
+        write_file(file, "report", to_html(page.result.to_json()))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from converter.dtypes import numpy_dtype
+from converter.dtypes import described, numpy_dtype
 from converter.errors import DestinationError
 from converter.formats import decoding
 from converter.formats.checkpoint import Progress, undisturbed
@@ -96,8 +96,8 @@ def checked_array(path: Path, spec: LeafSpec, value: Any) -> np.ndarray[Any, Any
     array = np.asarray(value)
     dtype, rank = ("uint32", len(spec.shape)) if spec.kind is LeafKind.KEY else (spec.dtype, None)
     if array.dtype.newbyteorder("=") != numpy_dtype(dtype) or array.shape[:rank] != spec.shape:
-        found = f"{array.dtype.name}[{','.join(map(str, array.shape))}]"
-        raise RuntimeError(f"{format_path(path)}: expected {spec} from its metadata, found {found} when it was read")
+        where, found = format_path(path), described(array)
+        raise RuntimeError(f"{where}: expected {spec} from its metadata, found {found} when it was read")
     return array
 
 

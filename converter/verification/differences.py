@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from converter.dtypes import described
 from converter.proof.outputs import TOLERANCE
 
 if TYPE_CHECKING:
@@ -128,10 +129,3 @@ def _place(array: Array) -> Array:
     bits = np.ascontiguousarray(array).reshape(-1).view(f"i{array.dtype.itemsize}").astype(np.int64)
     lowest = -(1 << (8 * array.dtype.itemsize - 1))
     return np.where(bits < 0, np.int64(lowest) - bits, bits)
-
-
-def described(value: Any) -> str:
-    """``float32[2,8]``, or the type of what is no array."""
-    if hasattr(value, "dtype") and hasattr(value, "shape"):
-        return f"{value.dtype}[{','.join(map(str, value.shape))}]"
-    return type(value).__name__

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from converter.calling.signature import Signature
+from converter.dtypes import described
 from converter.errors import ModelError
 from converter.proof.outputs import TOLERANCE
-from converter.verification.differences import OutputDifference, described, difference
+from converter.verification.differences import OutputDifference, difference
 from converter.verification.replay import Replay, replayed
 from converter.verification.running import Pair, Run, runs_of
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from converter import scratch
-from converter.dtypes import element_bits
+from converter.dtypes import described, element_bits
 from converter.formats.checkpoint import Progress
 from converter.formats.chunks import same_bytes
 from converter.formats.streaming import ARRAYS, digest, leaf_by_leaf, leaf_pieces
@@ -26,7 +26,7 @@ from converter.tree import Leaf, LeafKind, Tree
 from converter.verification.structure import Difference, same_spec
 
 if TYPE_CHECKING:
-    import numpy as np
+    pass
 
 
 class Proof(enum.Enum):
@@ -215,7 +215,7 @@ def value_difference(expected: Any, found: Any) -> tuple[str, str] | None:
         return None if repr(expected) == repr(found) else (repr(expected), repr(found))
     left, right = np.asarray(expected), np.asarray(found)
     if (left.dtype, left.shape) != (right.dtype, right.shape):
-        return _described(left), _described(right)
+        return described(left), described(right)
     passed = number = 0
     first: tuple[int, Any, Any] | None = None
     for a, b in scratch.pairs(left, right):
@@ -227,7 +227,3 @@ def value_difference(expected: Any, found: Any) -> tuple[str, str] | None:
         return None
     index = ",".join(map(str, np.unravel_index(first[0], left.shape)))
     return f"{first[1]} at [{index}]", f"{first[2]} there, and {number} of {left.size} elements differ"
-
-
-def _described(array: np.ndarray[Any, Any]) -> str:
-    return f"{array.dtype.name}[{','.join(map(str, array.shape))}]"

@@ -185,3 +185,19 @@ def test_a_full_disk(
     assert "unfinished" not in error
     assert "space" in error
     assert not done.stdout
+
+
+@pytest.mark.parametrize(
+    ("place", "mentions"),
+    [
+        ("there", "there is a directory, no place for a rule file"),
+        ("missing/map.toml", "there is no directory missing"),
+        ("map.toml", "map.toml exists already"),
+    ],
+)
+def test_a_place_for_rules_is_looked_at_before_the_models(
+    place: str, mentions: str, refuses: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "map.toml").write_text("mine")
+    refuses(4, "align", "--linen-model", "no.py:a", "--nnx-model", "no.py:b", "-o", place, mentions=mentions)

@@ -1,31 +1,29 @@
-"""Writing a page to a file: complete, or not at all."""
+"""Files that commands write beside checkpoints, such as reports: complete, or not at all."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path as FilePath
-from typing import Any
 
 from converter.errors import DestinationError
-from converter.html_report.page import to_html
 
 _ELSEWHERE = "Name a file in a directory that exists and may be written to."
 
 
-def check_report(file: FilePath, checkpoints: Iterable[FilePath]) -> None:
-    """Refuses a place where no page can be written; a file that exists there will be replaced.
+def check_file(file: FilePath, what: str, checkpoints: Iterable[FilePath] = ()) -> None:
+    """Refuses a place where no file can be written; a file that exists there will be replaced.
 
     Args:
-      checkpoints: what the page must not lie in, nor take the place of.
+      what: what it will be, for messages (``report``).
+      checkpoints: what the file must not lie in, nor take the place of.
 
     Raises:
       DestinationError
     """
     if file.is_dir():
-        raise DestinationError(f"{file} is a directory, no place for a report", _ELSEWHERE)
+        raise DestinationError(f"{file} is a directory, no place for a {what}", _ELSEWHERE)
     if file.exists() and not file.is_file():
         raise DestinationError(f"{file} is no ordinary file", _ELSEWHERE)
     parent = file.parent
@@ -34,18 +32,20 @@ def check_report(file: FilePath, checkpoints: Iterable[FilePath]) -> None:
     real = file.resolve()
     for checkpoint in checkpoints:
         if checkpoint.resolve() in (real, *real.parents):
-            raise DestinationError(f"the report {file} would be part of the checkpoint {checkpoint}", _ELSEWHERE)
+            raise DestinationError(f"the {what} {file} would be part of the checkpoint {checkpoint}", _ELSEWHERE)
     if not os.access(parent, os.W_OK | os.X_OK):
         raise DestinationError(f"{file} cannot be written: no permission to write in {parent}", _ELSEWHERE)
 
 
-def write_report(file: FilePath, value: Mapping[str, Any]) -> None:
-    """Writes the page of a JSON value; see ``to_html``. An existing file is replaced at once, or left as it is.
+def write_file(file: FilePath, what: str, text: str) -> None:
+    """Writes a text. An existing file is replaced at once, or left as it is.
 
     Raises:
       DestinationError: the file cannot be written.
     """
-    data = to_html(value).encode("utf-8", errors="replace")
+    import tempfile
+
+    data = text.encode("utf-8", errors="replace")
     temporary = ""
     try:
         file = file.resolve()
@@ -55,7 +55,7 @@ def write_report(file: FilePath, value: Mapping[str, Any]) -> None:
         os.chmod(temporary, _mode(file))
         os.replace(temporary, file)
     except OSError as error:
-        raise DestinationError(f"the report {file} cannot be written: {error.strerror}", _ELSEWHERE) from error
+        raise DestinationError(f"the {what} {file} cannot be written: {error.strerror}", _ELSEWHERE) from error
     finally:
         if temporary:
             with contextlib.suppress(OSError):
