@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from converter.stored import Extent
@@ -68,8 +68,7 @@ class Encoding:
         return not self.compression and not self.sharded and not self.dtype.startswith(">")
 
 
-@dataclass(frozen=True, slots=True)
-class Grid:
+class Grid(NamedTuple):
     """An array as it lies on disk.
 
     Attributes:
@@ -150,7 +149,7 @@ def stacked(grids: list[Grid], axis: int) -> Grid | None:
     new = Axis(len(grids), chunk=1, write=1, inner=int(first.encoding.sharded))
     axes = (*first.axes[:axis], new, *first.axes[axis:])
     order = (axis, *(each + (each >= axis) for each in first.order))
-    return replace(first, axes=axes, order=order, chunks=chunks)
+    return first._replace(axes=axes, order=order, chunks=chunks)
 
 
 def unstacked(grid: Grid, axis: int) -> list[Grid] | None:
@@ -163,7 +162,7 @@ def unstacked(grid: Grid, axis: int) -> list[Grid] | None:
     parts: list[dict[Index, Chunk]] = [{} for _ in range(fine.axes[axis].size)]
     for index, chunk in fine.chunks.items():
         parts[index[axis]][(*index[:axis], *index[axis + 1 :])] = chunk
-    return [replace(fine, axes=axes, order=order, chunks=chunks) for chunks in parts]
+    return [fine._replace(axes=axes, order=order, chunks=chunks) for chunks in parts]
 
 
 def concatenated(grids: list[Grid], axis: int) -> Grid | None:
@@ -216,14 +215,13 @@ def reshaped(grid: Grid, shape: tuple[int, ...]) -> Grid | None:
     axes = (*kept, *(Axis(size, max(size, 1), max(size, 1)) for size in shape[same:]))
     zeros = (0,) * (len(shape) - same)
     chunks = {(*index[:same], *zeros): chunk for index, chunk in grid.chunks.items()}
-    return replace(grid, axes=axes, order=tuple(range(len(axes))), chunks=chunks)
+    return grid._replace(axes=axes, order=tuple(range(len(axes))), chunks=chunks)
 
 
 def transposed(grid: Grid, axes: tuple[int, ...]) -> Grid:
     """The axes in another order: ``axes[i]`` becomes the i-th. Not every format can say how chunks then lie."""
     place = {before: after for after, before in enumerate(axes)}
-    return replace(
-        grid,
+    return grid._replace(
         axes=tuple(grid.axes[axis] for axis in axes),
         order=tuple(place[axis] for axis in grid.order),
         chunks={tuple(index[axis] for axis in axes): chunk for index, chunk in grid.chunks.items()},
@@ -291,4 +289,4 @@ def _resized(grid: Grid, axis: int, size: int, chunk: int, chunks: Mapping[Index
     # Only a multiple of the old size is sure to be one of the number of devices too.
     mesh = old.mesh if size % max(old.size, 1) == 0 else None
     new = old._replace(size=size, chunk=chunk, write=max(min(write, size), 1), mesh=mesh)
-    return replace(grid, axes=(*grid.axes[:axis], new, *grid.axes[axis + 1 :]), chunks=chunks)
+    return grid._replace(axes=(*grid.axes[:axis], new, *grid.axes[axis + 1 :]), chunks=chunks)

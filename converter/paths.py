@@ -43,7 +43,7 @@ def format_path(path: Path) -> str:
 
     ``parse_path`` is the exact inverse, up to the kind of each key.
     """
-    return "/".join(_quote(key) for key in path)
+    return "/".join(map(_quote, path))
 
 
 @functools.lru_cache(maxsize=1 << 16)

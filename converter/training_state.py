@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import ItemsView, Iterator, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from converter.paths import Path, format_path
 from converter.tree import Leaf
@@ -35,8 +35,7 @@ class Part(enum.Enum):
     EXTRA = "extra"
 
 
-@dataclass(frozen=True, slots=True)
-class Slot:
+class Slot(NamedTuple):
     """Where a leaf belongs, whatever the framework.
 
     Attributes:
@@ -73,8 +72,7 @@ class Slot:
         return Slot(self.part, collection, path, self.prefix)
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
+class Held(NamedTuple):
     """A leaf of a training state and the path it has in the source checkpoint, as ``inspect`` prints it."""
 
     source: Path

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, ValuesView
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from converter.dtypes import is_common_dtype, item_size, numpy_dtype
 from converter.errors import UnsupportedCheckpoint, UsageError
@@ -119,8 +119,7 @@ def _nowhere() -> None:
     """The grid of a leaf that lies nowhere on disk."""
 
 
-@dataclass(frozen=True, slots=True)
-class Leaf:
+class Leaf(NamedTuple):
     """One value of a checkpoint: what it is, and how to get it.
 
     ``fetch`` reads the value when called: a NumPy array (for PRNG keys the uint32 key data, whose last axis holds the
@@ -143,14 +142,13 @@ class Tree(Mapping[Path, Leaf]):
 
     def __init__(self, leaves: Iterable[tuple[Path, Leaf]] = ()) -> None:
         self._leaves: dict[Path, Leaf] = {}
-        self._children: dict[Path, dict[Key, None]] | None = None
         for path, leaf in leaves:
             if path in self._leaves:
                 raise UnsupportedCheckpoint(f"{format_path(path)} stands twice in the checkpoint")
             self._leaves[path] = leaf
-        above = _above(self._leaves)
-        if not above.isdisjoint(self._leaves):
-            upper = next(path for path in self._leaves if path in above)
+        self._children = _children(self._leaves)
+        if not self._children.keys().isdisjoint(self._leaves):
+            upper = next(path for path in self._leaves if path in self._children)
             lower = next(path for path in self._leaves if len(path) > len(upper) and path[: len(upper)] == upper)
             raise UnsupportedCheckpoint(f"{format_path(lower)} lies below the leaf {format_path(upper)}")
 
@@ -179,20 +177,19 @@ class Tree(Mapping[Path, Leaf]):
 
     def children(self, *prefix: Key) -> dict[Key, None]:
         """The keys directly below ``prefix``, in order (as the keys of a dict)."""
-        if self._children is None:
-            self._children = {}
-            for path in self._leaves:
-                for depth in range(len(path)):
-                    self._children.setdefault(path[:depth], {}).setdefault(path[depth])
         return dict(self._children.get(prefix, {}))
 
 
-def _above(paths: Iterable[Path]) -> set[Path]:
-    """The paths of all containers above the given ones."""
-    found: set[Path] = set()
+def _children(paths: Iterable[Path]) -> dict[Path, dict[Key, None]]:
+    """The keys directly below every container, in order."""
+    found: dict[Path, dict[Key, None]] = {}
     for path in paths:
-        while path and (path := path[:-1]) not in found:
-            found.add(path)
+        while path:
+            path, key = path[:-1], path[-1]
+            if path in found:  # so are all containers above it
+                found[path].setdefault(key)
+                break
+            found[path] = {key: None}
     return found
 
 

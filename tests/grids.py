@@ -112,7 +112,7 @@ def placed(grid: Grid, files: dict[str, bytes]) -> Grid:
         extents[index] = Extent(name, len(content), len(chunk))
         content += chunk + b"between"
     files[name] = content
-    return replace(grid, chunks=extents)
+    return grid._replace(chunks=extents)
 
 
 def fetched(grid: Grid, files: Mapping[str, bytes]) -> Grid:
@@ -121,7 +121,7 @@ def fetched(grid: Grid, files: Mapping[str, bytes]) -> Grid:
     for index, chunk in grid.chunks.items():
         assert isinstance(chunk, Extent)
         chunks[index] = files[chunk.file][chunk.offset :][: chunk.length]
-    return replace(grid, chunks=chunks)
+    return grid._replace(chunks=chunks)
 
 
 def assert_consistent(grid: Grid) -> None:

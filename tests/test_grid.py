@@ -174,11 +174,11 @@ GRID = encoded(numbered((4, 6)), (2, 3), mesh=["data", None])
 @pytest.mark.parametrize(
     "other",
     [
-        replace(GRID, encoding=COMPRESSED),
-        replace(GRID, encoding=Encoding("<u2")),
-        replace(GRID, encoding=replace(GRID.encoding, container="zarr3")),
-        replace(GRID, encoding=replace(GRID.encoding, details="{}")),
-        replace(GRID, linkable=True),
+        GRID._replace(encoding=COMPRESSED),
+        GRID._replace(encoding=Encoding("<u2")),
+        GRID._replace(encoding=replace(GRID.encoding, container="zarr3")),
+        GRID._replace(encoding=replace(GRID.encoding, details="{}")),
+        GRID._replace(linkable=True),
         encoded(numbered((4, 6)), (2, 3), (1, 0), mesh=["data", None]),
         encoded(numbered((4, 5)), (2, 3), mesh=["data", None]),
         encoded(numbered((4, 6)), (2, 6), mesh=["data", None]),
@@ -215,7 +215,7 @@ def test_what_is_cut_is_consecutive():
     ]
     assert unstacked(grid, 1) is None
     assert unstacked(encoded(numbered((3, 2)), (4, 2), (1, 0)), 1) is not None
-    away = replace(grid, chunks={(0, 0): Extent("/data", 100, 16)})
+    away = grid._replace(chunks={(0, 0): Extent("/data", 100, 16)})
     assert [part.chunks for part in unstacked(away, 0) or []] == [
         {(0,): Extent("/data", 100, 4)},
         {(0,): Extent("/data", 104, 4)},
@@ -328,8 +328,8 @@ def test_what_was_written_at_a_time():
 @pytest.mark.parametrize(
     "other",
     [
-        replace(GRID, encoding=COMPRESSED),
-        replace(GRID, linkable=True),
+        GRID._replace(encoding=COMPRESSED),
+        GRID._replace(linkable=True),
         encoded(numbered((4, 6)), (2, 3), (1, 0), mesh=["data", None]),
         encoded(numbered((4, 6)), (1, 3), mesh=["data", None]),
         encoded(numbered((4, 6)), (4, 3), mesh=["data", None]),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from converter.dialects.dialect import EMPTY_REASON, Framework, Ignored, Lifted
-from converter.paths import Key, Path
+from converter.paths import Path
 from converter.training_state import PARAMS, Held, Part, Slot, TrainingState
 from converter.tree import Leaf, LeafKind, Tree
 
@@ -29,12 +29,15 @@ def boxed_paths(paths: Iterable[Path]) -> frozenset[Path]:
     paths = list(paths)
     if not any(path[-1:] == (BOX_KEY,) and path[-2] in BOXED_NAMES for path in paths if len(path) > 1):
         return frozenset()
-    children: dict[Path, set[Key]] = {}
-    for path in paths:
-        for depth, key in enumerate(path):
-            children.setdefault(path[:depth], set()).add(key)
-    boxes = frozenset(path[:-1] for path in paths if path[-1:] == (BOX_KEY,) and len(children[path[:-1]]) == 1)
-    return boxes if any(box and box[-1] in BOXED_NAMES for box in boxes) else frozenset()
+    boxes = {path[:-1] for path in paths if path[-1:] == (BOX_KEY,)}
+    # A leaf besides the value, or one below it, shows that a node is no box.
+    boxes -= {
+        above
+        for path in paths
+        for depth in range(len(path))
+        if (above := path[:depth]) in boxes and path[depth:] != (BOX_KEY,)
+    }
+    return frozenset(boxes) if any(box and box[-1] in BOXED_NAMES for box in boxes) else frozenset()
 
 
 def unboxed(tree: Tree) -> tuple[list[tuple[Path, Leaf]], tuple[Ignored, ...]]:

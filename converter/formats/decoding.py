@@ -148,7 +148,7 @@ def _unsharded(grid: Grid) -> Grid:
             place = tuple(i * c + j for i, c, j in zip(index, counts, inner, strict=True))
             chunks[place] = part_of(chunk, offset, length)
     axes = tuple(axis._replace(chunk=axis.inner, inner=0) for axis in grid.axes)
-    return replace(grid, axes=axes, encoding=replace(grid.encoding, sharded=False), chunks=chunks)
+    return grid._replace(axes=axes, encoding=replace(grid.encoding, sharded=False), chunks=chunks)
 
 
 def _shard_table(chunk: Chunk, number: int) -> tuple[int, ...]:

@@ -7,13 +7,15 @@ are those of the specifications zarr 2 (``.zarray``) and zarr 3 (``zarr.json``, 
 from __future__ import annotations
 
 import functools
+import itertools
 import json
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from converter.dtypes import is_common_dtype, numpy_dtype
+from converter.dtypes import is_common_dtype, item_size, numpy_dtype
 from converter.errors import UnsupportedCheckpoint
 from converter.grid import Axis, Encoding, Grid, Index
 
@@ -25,9 +27,9 @@ _NUMBERS = re.compile(r"[<>|]([biufc])(\d+)")
 _SHARDED = "sharding_indexed"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ZarrArray:
-    """What the metadata of an array say.
+    """What the metadata of an array say. Arrays with equal metadata share it, so what follows is worked out once.
 
     Attributes:
       shape, chunks: in elements, one number for each axis.
@@ -49,6 +51,32 @@ class ZarrArray:
         """The name of the dtype."""
         return dtype_name(self.encoding.dtype)
 
+    @functools.cached_property
+    def counts(self) -> tuple[int, ...]:
+        """How many chunks there are along each axis."""
+        return tuple(-(-size // chunk) for size, chunk in zip(self.shape, self.chunks, strict=True))
+
+    @functools.cached_property
+    def chunk_nbytes(self) -> int:
+        """Bytes of a chunk of bare elements."""
+        return math.prod(self.chunks) * item_size(self.dtype)
+
+    @functools.cached_property
+    def number(self) -> int:
+        """How many chunks there are."""
+        return math.prod(self.counts)
+
+    def places(self) -> Iterable[tuple[Index, str]]:
+        """Every place of the grid, in C order, with the key of its chunk."""
+        return self._only_place if self.number == 1 else self._places()
+
+    @functools.cached_property
+    def _only_place(self) -> tuple[tuple[Index, str], ...]:
+        return tuple(self._places())
+
+    def _places(self) -> Iterator[tuple[Index, str]]:
+        return ((index, self.chunk_key(index)) for index in itertools.product(*map(range, self.counts)))
+
     def chunk_key(self, index: Index) -> str:
         """What a chunk is called below the array's name."""
         if self.encoding.container == "zarr3":
@@ -57,6 +85,15 @@ class ZarrArray:
 
     def axes(self, write: Sequence[int] = (), mesh: Sequence[Any] = ()) -> tuple[Axis, ...]:
         """The axes of the grid, with what Orbax knows of them in addition."""
+        if not mesh and (not write or write == self.chunks):
+            return self._axes
+        return self._axes_with(write, mesh)
+
+    @functools.cached_property
+    def _axes(self) -> tuple[Axis, ...]:
+        return self._axes_with((), ())
+
+    def _axes_with(self, write: Sequence[int], mesh: Sequence[Any]) -> tuple[Axis, ...]:
         rank = range(len(self.shape))
         written = write if len(write) == len(self.shape) else self.chunks
         return tuple(

@@ -9,7 +9,7 @@ import contextlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from converter import scratch
 from converter.dialects.dialect import FRAMEWORK_NAMES, Dialect, Ignored
@@ -94,8 +94,7 @@ class Transfer:
         return several([held.source for held in self.sources])
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """One target leaf and what makes it.
 
     Attributes:

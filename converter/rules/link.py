@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
 
 from converter.paths import Path, format_path
 from converter.rules.operations import REWRAP, Operation
@@ -22,8 +22,7 @@ def format_name(name: Name) -> str:
     return format_path((collection, *path) if collection else path)
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
+class Link(NamedTuple):
     """Source variables, target variables, and the operation that makes these from those.
 
     Attributes:
@@ -47,7 +46,7 @@ class Link:
         Raises:
           NotInvertible: its operation loses something.
         """
-        return replace(self, sources=self.targets, targets=self.sources, operation=self.operation.inverse())
+        return self._replace(sources=self.targets, targets=self.sources, operation=self.operation.inverse())
 
     def __str__(self) -> str:
         names = " ← ".join(" + ".join(map(format_name, side)) or "nothing" for side in (self.targets, self.sources))

@@ -8,7 +8,6 @@ import itertools
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +107,7 @@ def grid_of(directory: Path, version: str) -> Grid:
         file = directory / found.chunk_key(index)
         if file.is_file():
             chunks[index] = Extent(str(file), 0, file.stat().st_size)
-    return replace(bare, chunks=chunks)
+    return bare._replace(chunks=chunks)
 
 
 def joined(grid: Grid) -> bytes:
@@ -337,22 +336,22 @@ def test_garbled_shards(tmp_path: Path, place: int, change: int, cut: int) -> No
     data[place % len(data)] ^= change
     grid = grid_of(directory, "zarr3")
     with contextlib.suppress(UnreadableCheckpoint):
-        decoding.read(replace(grid, chunks={(0, 0): bytes(data[: len(data) - cut])}))
+        decoding.read(grid._replace(chunks={(0, 0): bytes(data[: len(data) - cut])}))
 
 
 def test_files_that_are_missing_or_too_short(tmp_path: Path) -> None:
     file = tmp_path / "file"
     grid = one_chunk(b"", "", 1000)
-    refused(replace(grid, chunks={(0,): Extent(str(file), 0, 1000)}), tmp_path)
+    refused(grid._replace(chunks={(0,): Extent(str(file), 0, 1000)}), tmp_path)
     file.write_bytes(bytes(999))
-    refused(replace(grid, chunks={(0,): Extent(str(file), 0, 1000)}), tmp_path)
-    refused(replace(grid, chunks={(0,): Extent(str(file), 5000, 1000)}), tmp_path)
+    refused(grid._replace(chunks={(0,): Extent(str(file), 0, 1000)}), tmp_path)
+    refused(grid._replace(chunks={(0,): Extent(str(file), 5000, 1000)}), tmp_path)
     forget_files()
 
 
 def test_a_file_that_was_replaced_is_read_anew(tmp_path: Path) -> None:
     file, new = tmp_path / "file", tmp_path / "new"
-    grid = replace(one_chunk(b"", "", 3), chunks={(0,): Extent(str(file), 0, 3)})
+    grid = one_chunk(b"", "", 3)._replace(chunks={(0,): Extent(str(file), 0, 3)})
     file.write_bytes(b"old")
     assert joined(grid) == b"old"
     new.write_bytes(b"new")

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
 
-from converter.dtypes import is_common_dtype, item_size, numpy_dtype
+from converter.dtypes import is_common_dtype, numpy_dtype
 from converter.errors import UnreadableCheckpoint, UnsupportedCheckpoint
 from converter.formats import decoding, zarr
 from converter.formats.chunks import chunk_bytes
@@ -90,7 +88,7 @@ class ArrayStore:
         made = Grid(axes, array.order, array.encoding, chunks, linkable=True, origin=saved)
         if array.encoding.is_raw:
             self._check_lengths(entry, array, chunks)
-        if self._all_stored and not made.is_complete:
+        if self._all_stored and len(chunks) != array.number:
             lost = next(index for index in made.indices() if index not in chunks)
             raise UnreadableCheckpoint(
                 f"{format_path(entry.path)}: its chunk {array.chunk_key(lost)} is missing in {self._directory}",
@@ -100,7 +98,7 @@ class ArrayStore:
 
     def _check_lengths(self, entry: Entry, array: ZarrArray, chunks: Mapping[Index, Chunk]) -> None:
         """Refuses chunks of bare elements that are too few or too many: nobody reads them where they are linked to."""
-        size = math.prod(array.chunks) * item_size(array.dtype)
+        size = array.chunk_nbytes
         for index, chunk in chunks.items():
             length = len(chunk) if isinstance(chunk, bytes) else chunk.length
             if length != size:
@@ -155,20 +153,15 @@ class ArrayStore:
     def _chunks(self, entry: Entry, array: ZarrArray) -> dict[Index, Chunk]:
         """The chunks that are stored."""
         prefix = self._prefix(entry)
-        found: dict[Index, Chunk] = {}
         if self.database is None:
             files = _files(self._directory / prefix)
-            for index in _possible(array, len(files)):
-                name = array.chunk_key(index)
-                if name in files:
-                    found[index] = Extent(f"{self._directory}/{prefix}{name}", 0, files[name])
-            return found
+            _check_number(array, len(files))
+            place = f"{self._directory}/{prefix}"
+            return {index: Extent(place + key, 0, files[key]) for index, key in array.places() if key in files}
         values = self._values
-        for index in _possible(array, len(values)):
-            value = values.get(f"{prefix}{array.chunk_key(index)}".encode())
-            if value is not None:
-                found[index] = value
-        return found
+        _check_number(array, len(values))
+        stored = ((index, values.get(f"{prefix}{key}".encode())) for index, key in array.places())
+        return {index: chunk for index, chunk in stored if chunk is not None}
 
     def _read_with_tensorstore(self, entry: Entry) -> np.ndarray[Any, Any]:
         """For codecs that only TensorStore knows; the whole array is in memory."""
@@ -185,21 +178,14 @@ class ArrayStore:
             return np.asarray(opened.read().result())
 
 
-def _possible(array: ZarrArray, stored: int) -> Iterator[Index]:
-    """All places of a grid.
-
-    Raises:
-      UnreadableCheckpoint: there are so many that nearly all must be missing: a damaged shape.
-    """
-    counts = [-(-size // chunk) for size, chunk in zip(array.shape, array.chunks, strict=True)]
-    number = math.prod(counts)
-    if number > 1000 * (stored + 1000):
+def _check_number(array: ZarrArray, stored: int) -> None:
+    """Refuses an array of so many chunks that nearly all of them must be missing: a damaged shape."""
+    if array.number > 1000 * (stored + 1000):
         raise UnreadableCheckpoint(
-            f"an array {list(array.shape)} in chunks {list(array.chunks)} would have {number} chunks, "
+            f"an array {list(array.shape)} in chunks {list(array.chunks)} would have {array.number} chunks, "
             f"and the checkpoint has {stored} values",
             "Its metadata are damaged; copy the checkpoint again or use another step.",
         )
-    return itertools.product(*map(range, counts))
 
 
 def _files(directory: FilePath) -> dict[str, int]:

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, NamedTuple
 
 from converter.errors import UnreadableCheckpoint, UnsupportedCheckpoint
 from converter.formats.checkpoint import Sharding
@@ -38,8 +38,7 @@ _SEQUENCE_KEY, _DICT_KEY = 1, 2
 _COPY_AGAIN = "Copy the checkpoint again, or use another step."
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One leaf as Orbax lists it.
 
     Attributes:
@@ -155,8 +154,7 @@ def key_prefix(name: str) -> str:
     return "" if name in ("", "/") else f"{name.removesuffix('/')}/"
 
 
-@dataclass(frozen=True, slots=True)
-class SavedArray:
+class SavedArray(NamedTuple):
     """What Orbax noted about an array beside the array itself.
 
     Attributes:

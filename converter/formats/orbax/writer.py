@@ -12,7 +12,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any, BinaryIO
 
@@ -118,7 +118,7 @@ def _with_small_chunks_inside(grid: Grid, copy: bool) -> Grid:
         index: chunk_bytes(chunk) if isinstance(chunk, Extent) and chunk.length <= MAX_INLINE_BYTES else chunk
         for index, chunk in grid.chunks.items()
     }
-    return replace(grid, chunks=chunks)
+    return grid._replace(chunks=chunks)
 
 
 @dataclass(slots=True)
@@ -164,7 +164,7 @@ class _Save:
         chunks = {
             index: files.place(chunk) if isinstance(chunk, Extent) else chunk for index, chunk in grid.chunks.items()
         }
-        known = grid if grid.origin is not None else replace(grid, origin=_saved(leaf.spec, like))
+        known = grid if grid.origin is not None else grid._replace(origin=_saved(leaf.spec, like))
         self._add(Described(path, leaf.spec, known), version, chunks)
         self.progress(0, 1)
 
