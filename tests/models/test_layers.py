@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import pytest
 from flax import linen as nn
@@ -14,20 +12,7 @@ from flax import nnx
 from converter.errors import ModelError
 from converter.models import Model, linen_model, nnx_model, nnx_model_from_factory
 from converter.paths import IntKey, format_path
-
-X = jax.ShapeDtypeStruct((2, 3), jnp.float32)
-SEQUENCE = jax.ShapeDtypeStruct((2, 4, 3), jnp.float32)
-TOKENS = jax.ShapeDtypeStruct((2, 4), jnp.int32)
-
-
-class Compact(nn.Module):
-    """A Linen module whose compact call is the given function; it is called in the module's name."""
-
-    body: Callable[..., Any]
-
-    @nn.compact
-    def __call__(self, *inputs: Any) -> Any:
-        return self.body(*inputs)
+from tests.models.compact import SEQUENCE, TOKENS, Compact, X
 
 
 def kinds(model: Model) -> dict[str, str]:

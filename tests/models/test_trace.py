@@ -24,20 +24,7 @@ from converter.models import (
     trace,
 )
 from converter.paths import format_path
-
-X = jax.ShapeDtypeStruct((2, 3), jnp.float32)
-SEQUENCE = jax.ShapeDtypeStruct((2, 4, 3), jnp.float32)
-TOKENS = jax.ShapeDtypeStruct((2, 4), jnp.int32)
-
-
-class Compact(nn.Module):
-    """A Linen module whose compact call is the given function."""
-
-    body: Callable[..., Any]
-
-    @nn.compact
-    def __call__(self, *inputs: Any) -> Any:
-        return self.body(*inputs)
+from tests.models.compact import SEQUENCE, TOKENS, Compact, X
 
 
 class Nnx(nnx.Module):
