@@ -16,6 +16,9 @@ from converter.stored import Extent
 _COMPARED = 1 << 20
 """Bytes of two chunks that are read and compared at a time."""
 
+_SMALL = 1 << 14
+"""Bytes that are read in one go."""
+
 _OPEN_FILES = 64
 
 COPY_AGAIN = "Copy the checkpoint again, or use another step."
@@ -30,6 +33,10 @@ class _Files:
 
     def read(self, extent: Extent) -> bytes:
         """Raises: UnreadableCheckpoint: the file is missing, shorter, or cannot be read."""
+        if extent.length <= _SMALL:
+            data = self._read_small(extent)
+            _require_all(extent, len(data))
+            return data
         with self._lent(extent.file) as number:
             data = os.pread(number, extent.length, extent.offset)
             while 0 < len(data) < extent.length:  # the system gives 2 GiB at a time
@@ -39,6 +46,14 @@ class _Files:
                 data += more
         _require_all(extent, len(data))
         return data
+
+    def _read_small(self, extent: Extent) -> bytes:
+        """Others wait meanwhile, which is sooner done than lending them a descriptor."""
+        try:
+            with self._lock:
+                return os.pread(self._number(extent.file), extent.length, extent.offset)
+        except OSError as error:
+            raise _unreadable(extent.file, error) from None
 
     def read_into(self, extent: Extent, buffer: memoryview) -> None:
         """Fills a buffer as long as the extent. Raises: as ``read``."""
@@ -62,7 +77,7 @@ class _Files:
             finally:
                 os.close(number)
         except OSError as error:
-            raise UnreadableCheckpoint(f"{path} cannot be read: {error.strerror}", COPY_AGAIN) from None
+            raise _unreadable(path, error) from None
 
     def _number(self, path: str) -> int:
         """The descriptor of the file that has this name now."""
@@ -82,6 +97,10 @@ class _Files:
             for number, _ in self._open.values():
                 os.close(number)
             self._open.clear()
+
+
+def _unreadable(path: str, error: OSError) -> UnreadableCheckpoint:
+    return UnreadableCheckpoint(f"{path} cannot be read: {error.strerror}", COPY_AGAIN)
 
 
 def _require_all(extent: Extent, found: int) -> None:
