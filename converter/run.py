@@ -32,6 +32,10 @@ def check_destination(source: FilePath, destination: FilePath, force: bool) -> N
         raise DestinationError(f"{destination} contains the source {source}", "Choose another place.")
     if os.path.lexists(destination) and not force:
         raise DestinationError(f"{destination} exists already", "Choose another name, or replace it with --force.")
+    if os.path.lexists(destination):
+        from converter.formats.replacing import check_replaceable
+
+        check_replaceable(destination)
     if destination.name in ("", ".."):
         raise DestinationError(f"{destination} names no new file or directory", "Choose another name.")
     for parent in destination.parents:

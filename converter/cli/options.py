@@ -135,7 +135,7 @@ FILTER = click.Option(
 )
 
 DRY_RUN = _flag("--dry-run", text="Print the plan; read no array and write nothing.")
-FORCE = _flag("--force", text="Replace DST if it exists.")
+FORCE = _flag("--force", text="Replace DST if it is a file or one checkpoint.")
 COPY = _flag("--copy", text="Share no bytes with SRC on disk, even where links are possible.")
 COMPRESS = _flag(
     "--compress",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -23,16 +24,15 @@ def source_file(checkpoints: Path, tmp_path: Path) -> str:
     return "source.msgpack"
 
 
-@pytest.mark.parametrize("kind", ["file", "directory", "checkpoint", "link", "dangling link"])
+@pytest.mark.parametrize("kind", ["file", "empty directory", "checkpoint", "link", "dangling link"])
 @pytest.mark.parametrize("name", ["out", "out.msgpack", "out.safetensors"])
 def test_an_existing_destination(kind: str, name: str, source: str, refuses: Any, cli: Any, tmp_path: Path) -> None:
     place = tmp_path / name
     match kind:
         case "file":
             place.write_text("mine")
-        case "directory":
+        case "empty directory":
             place.mkdir()
-            (place / "notes").write_text("mine")
         case "checkpoint":
             shutil.copytree(tmp_path / source, place)
         case "link":
@@ -50,6 +50,50 @@ def test_an_existing_destination(kind: str, name: str, source: str, refuses: Any
         assert (tmp_path / "other").read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    ("kind", "lost"),
+    [
+        ("directory", "notes"),
+        ("checkpoint among others", "notes"),
+        ("steps of Orbax", "1, 2"),
+        ("steps of flax", "checkpoint_1, checkpoint_2"),
+        ("model with its settings", "config.json"),
+        ("pipe", "pipe, socket or device"),
+    ],
+)
+def test_what_force_does_not_replace(
+    kind: str, lost: str, source: str, checkpoints: Path, refuses: Any, tmp_path: Path
+) -> None:
+    place = tmp_path / "out"
+    match kind:
+        case "directory":
+            place.mkdir()
+        case "checkpoint among others":
+            shutil.copytree(tmp_path / source, place / "inside")
+        case "steps of Orbax":
+            shutil.copytree(checkpoints / "linen_train_state_manager/checkpoint", place)
+        case "steps of flax":
+            place.mkdir()
+            for step in (1, 2):
+                shutil.copy(checkpoints / "linen_dense_msgpack/checkpoint.msgpack", place / f"checkpoint_{step}")
+        case "model with its settings":
+            place.mkdir()
+            shutil.copy(checkpoints / "linen_dense_msgpack/checkpoint.msgpack", place / "flax_model.msgpack")
+            (place / "config.json").write_text("{}")
+        case _:
+            os.mkfifo(place)
+    if lost == "notes":
+        (place / "notes").write_text("mine")
+    refuses(4, "linen-to-nnx", source, "out", "--force", mentions=lost)
+
+
+def test_a_model_directory_is_replaced(source: str, checkpoints: Path, cli: Any, tmp_path: Path) -> None:
+    options = ("--to-format", "hf-msgpack", "--max-shard-size", "1KiB")
+    for force in ((), ("--force",)):
+        assert cli("nnx-to-linen", checkpoints / "nnx_dense_standard/checkpoint", "out", *options, *force).code == 0
+    assert cli("linen-to-nnx", source, "out", "--force").code == 0
+
+
 def test_what_exists_is_said_before_anything_is_read(refuses: Any, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     refuses(4, "linen-to-nnx", "missing", "out", mentions="out exists already")
@@ -58,8 +102,7 @@ def test_what_exists_is_said_before_anything_is_read(refuses: Any, tmp_path: Pat
 def test_a_failed_conversion_keeps_what_it_should_have_replaced(
     source: str, refuses: Any, checkpoints: Path, models: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/notes").write_text("mine")
+    shutil.copytree(tmp_path / source, tmp_path / "out")
     refuses(3, "linen-to-nnx", source, "out", "--force", "--drop", "typo", mentions="typo")
     refuses(2, "nnx-to-linen", source, "out", "--force", mentions="already Linen")
     twice = Path(__file__).parent / "odd_models.py"
@@ -201,3 +244,10 @@ def test_a_place_for_rules_is_looked_at_before_the_models(
     (tmp_path / "there").mkdir()
     (tmp_path / "map.toml").write_text("mine")
     refuses(4, "align", "--linen-model", "no.py:a", "--nnx-model", "no.py:b", "-o", place, mentions=mentions)
+
+
+@pytest.mark.parametrize("name", [b"out\xff", b"out\xff.msgpack", b"out\xff.safetensors"])
+def test_names_need_not_be_text(name: bytes, source: str, cli: Any) -> None:
+    assert cli("linen-to-nnx", source, os.fsdecode(name)).code == 0
+    assert cli("verify", source, os.fsdecode(name)).code == 0
+    assert cli("inspect", os.fsdecode(name), "--json").code == 0

@@ -6,6 +6,7 @@ The fields are those that orbax-checkpoint 0.12.8 writes; see ``metadata`` for w
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -149,7 +150,7 @@ def write_commit(
 
 def write_committed(directory: FilePath, final: FilePath) -> None:
     """``commit_success.txt``."""
-    (directory / COMMITTED).write_text(f"Checkpoint commit was successful to {final}")
+    (directory / COMMITTED).write_bytes(b"Checkpoint commit was successful to " + os.fsencode(final))
 
 
 def _dump(file: FilePath, content: Mapping[str, Any]) -> None:

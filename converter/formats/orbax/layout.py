@@ -77,6 +77,18 @@ def looks_like_orbax(path: FilePath) -> bool:
         return False
 
 
+def is_one_checkpoint(directory: FilePath) -> bool:
+    """Whether the directory is an item or a step, so that all that stands in it belongs to one checkpoint."""
+    if is_item(directory) or _is_marked(directory):
+        return True
+    inside = list(directory.iterdir())  # steps of older releases have no mark
+    return bool(inside) and not _steps(directory) and all(is_item(each) or _is_json_item(each) for each in inside)
+
+
+def _is_json_item(directory: FilePath) -> bool:
+    return any((directory / name).is_file() for name in JSON_FILES)
+
+
 def is_item(directory: FilePath) -> bool:
     """Whether the directory itself holds a tree, of any age of Orbax."""
     return (
@@ -209,7 +221,7 @@ def _items(directory: FilePath, saved: Mapping[str, Any]) -> tuple[list[str], di
         # Orbax saves an item that is one array as a tree with one leaf of its own making, ``checkpoint``.
         if is_item(child) and handler != "ArrayCheckpointHandler":
             trees.append(child.name)
-        elif any((child / name).is_file() for name in JSON_FILES):
+        elif _is_json_item(child):
             others[child.name] = "JSON"
         else:
             others[child.name] = handler.removesuffix("CheckpointHandler").lower() or "of an unknown kind"
