@@ -18,11 +18,10 @@ from converter.formats import (
     SHARDED,
     SUFFIXES,
     destination_format,
-    open_checkpoint,
     step_destination,
 )
 from converter.formats.checkpoint import Checkpoint, Progress, Writing
-from converter.opening import open_source
+from converter.opening import open_named, open_source
 from converter.options import Options, make_job, read_size
 from converter.paths import PathGlob
 from converter.planning.plan import Plan
@@ -218,7 +217,7 @@ def verify(
       as ``plan``; also ``UsageError`` where both checkpoints belong to the same framework.
     """
     source = open_source(FilePath(src), step=options.get("step"), item=options.get("item"))
-    destination = open_checkpoint(FilePath(dst))
+    destination = open_named(FilePath(dst))
     if full:
         from converter.verification.libraries import require_reader
 
