@@ -76,7 +76,8 @@ def diff(
     Args:
       a, b: the checkpoints; neither is written to.
       step_a, item_a, step_b, item_b: which step and item of each.
-      values: compare values too, bit for bit, where shapes and dtypes agree; without it no array is read.
+      values: compare values too, bit for bit where shapes and dtypes agree, and where numbers of one shape have unlike
+        dtypes by how far they are apart; without it no array is read.
       filters: path patterns; only leaves that match one of them in either checkpoint are compared.
       memory_budget: bytes, or a text such as ``"512MiB"``, that arrays may take in memory at a time.
       progress: called with (bytes, leaves) as values are compared.
