@@ -15,12 +15,13 @@ from converter.dialects.dialect import Dialect, Framework
 from converter.errors import UnsupportedCheckpoint, UsageError
 from converter.formats import (
     FORMAT_TITLES,
+    SHARDED,
+    SUFFIXES,
     destination_format,
-    open_checkpoint,
     step_destination,
 )
 from converter.formats.checkpoint import Checkpoint, Progress, Writing
-from converter.opening import open_source
+from converter.opening import open_named, open_source
 from converter.options import Options, make_job, read_size
 from converter.paths import PathGlob
 from converter.planning.plan import Plan
@@ -75,7 +76,8 @@ def diff(
     Args:
       a, b: the checkpoints; neither is written to.
       step_a, item_a, step_b, item_b: which step and item of each.
-      values: compare values too, bit for bit, where shapes and dtypes agree; without it no array is read.
+      values: compare values too, bit for bit where shapes and dtypes agree, and where numbers of one shape have unlike
+        dtypes by how far they are apart; without it no array is read.
       filters: path patterns; only leaves that match one of them in either checkpoint are compared.
       memory_budget: bytes, or a text such as ``"512MiB"``, that arrays may take in memory at a time.
       progress: called with (bytes, leaves) as values are compared.
@@ -142,7 +144,8 @@ def convert(
         suffix of ``dst`` stands for.
       as_step: make it this step of ``dst``, which may hold others: ``CheckpointManager(dst)`` of Orbax finds it, in
         msgpack ``flax.training.checkpoints``. What the source holds beside the tree (JSON items) is copied along.
-      max_shard_size: bytes, or a text such as ``"5GB"``, of arrays in one file of ``hf-msgpack`` (10 GB by default).
+      max_shard_size: bytes, or a text such as ``"5GB"``, of arrays in one file of ``hf-msgpack`` (10 GB by default);
+        with it ``safetensors`` makes a directory, in which larger checkpoints are shards with an index.
       force: replace an existing ``dst``.
       verify: read the result again and compare it bit for bit; with two models and inputs, compare outputs too.
         ``"full"`` reads it with Orbax, Flax or safetensors itself, which takes the whole checkpoint into memory.
@@ -163,23 +166,36 @@ def convert(
     to_format = destination_format(FilePath(dst), to_format)
     destination = FilePath(dst) if as_step is None else step_destination(FilePath(dst), to_format, as_step)
     check_destination(FilePath(src), destination, force)
-    writing = make_writing(to_format, copy, compress, as_step, max_shard_size)
+    writing = make_writing(destination, to_format, copy, compress, as_step, max_shard_size)
     conversion = prepare(src, to, to_format=to_format, writing=writing, **options)
     return conversion.run(destination, force=force, verify=verify, memory_budget=memory_budget, progress=progress)
 
 
 def make_writing(
-    to_format: str, copy: bool, compress: bool, as_step: int | None, max_shard_size: int | str | None
+    destination: FilePath,
+    to_format: str,
+    copy: bool,
+    compress: bool,
+    as_step: int | None,
+    max_shard_size: int | str | None,
 ) -> Writing:
     """What the user wants of the destination; see ``convert``.
 
     Raises:
-      UsageError: a size that cannot be read, or that the format has no use for.
+      UsageError: a size that cannot be read, or that the format or the destination's name has no use for.
     """
     if max_shard_size is None:
         return Writing(copy, compress, as_step=as_step is not None)
-    if to_format != "hf-msgpack":
-        raise UsageError(f"{FORMAT_TITLES[to_format]} is not split into shards", "Leave out --max-shard-size.")
+    if to_format not in SHARDED:
+        raise UsageError(
+            f"{FORMAT_TITLES[to_format]} is not split into shards",
+            f"Leave out --max-shard-size, or choose {' or '.join(SHARDED)} with --to-format.",
+        )
+    if to_format == "safetensors" and SUFFIXES.get(destination.suffix) == to_format:
+        raise UsageError(
+            f"{destination} is the name of one file, and --max-shard-size makes a directory of files",
+            "Name a directory and give --to-format safetensors, or leave out --max-shard-size.",
+        )
     size = read_size(max_shard_size, least=1, what="the size of a shard")
     return Writing(copy, compress, as_step=as_step is not None, max_shard=size)
 
@@ -202,7 +218,7 @@ def verify(
       as ``plan``; also ``UsageError`` where both checkpoints belong to the same framework.
     """
     source = open_source(FilePath(src), step=options.get("step"), item=options.get("item"))
-    destination = open_checkpoint(FilePath(dst))
+    destination = open_named(FilePath(dst))
     if full:
         from converter.verification.libraries import require_reader
 

@@ -219,7 +219,7 @@ def verified(
     if full:
         from converter.verification.libraries import compare_with_library
 
-        values = compare_with_library(made.steps, found.location, found.format, progress)
+        values = compare_with_library(made.steps, found, progress)
     else:
         values = compare_values(made.steps, destination, progress, digests)
     report = replace(report, structure=structure, values=values)

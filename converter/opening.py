@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path as FilePath
 
 from converter.dialects.items import join, may_join
+from converter.errors import UsageError
 from converter.formats import list_items, open_checkpoint
 from converter.formats.checkpoint import Attached, Checkpoint
 
@@ -27,6 +28,16 @@ def open_source(path: FilePath, *, step: int | None = None, item: str | None = N
     return open_checkpoint(path, step=step, item=item)
 
 
+def open_named(path: FilePath) -> Checkpoint:
+    """As ``open_source``, where no option chooses an item of this checkpoint."""
+    try:
+        return open_source(path)
+    except UsageError as error:
+        if "several items" in error.message:
+            error.advice = "Name the directory of one of them, below that of its step."
+        raise
+
+
 def _open_together(path: FilePath, step: int | None, names: tuple[str, ...]) -> Checkpoint | None:
     opened = {name: open_checkpoint(path, step=step, item=name) for name in names}
     joined = join({name: each.tree for name, each in opened.items()})
@@ -39,7 +50,8 @@ def _open_together(path: FilePath, step: int | None, names: tuple[str, ...]) -> 
     facts = {**first.facts, "other items": others} if others else dict(first.facts)
     if len(joined.places) == 1:
         return replace(first, facts=facts, attached=attached)
-    together = ", ".join(f"{name} as {place}" if place else name for name, place in joined.places.items())
+    shown = ((name, "/".join(place)) for name, place in joined.places.items())
+    together = ", ".join(f"{name} as {place}" if place else name for name, place in shown)
     return replace(
         first,
         location=first.location.parent,
@@ -47,4 +59,5 @@ def _open_together(path: FilePath, step: int | None, names: tuple[str, ...]) -> 
         item=None,
         facts={"read together": together, **facts},
         attached=attached,
+        parts={opened[name].location: place for name, place in joined.places.items()},
     )

@@ -10,7 +10,7 @@ from converter.dialects import readings, unreadable
 from converter.dialects.dialect import FRAMEWORK_NAMES, Dialect, Framework
 from converter.errors import ConverterError, UsageError
 from converter.models import Model, ModelVariable
-from converter.opening import open_source
+from converter.opening import open_named
 from converter.rules.variable_types import assign_collections
 from converter.training_state import Part
 from converter.tree import Tree
@@ -60,9 +60,6 @@ def read_template(path: str | os.PathLike[str] | None, framework: Framework) -> 
 def _opened(path: str | os.PathLike[str]) -> Tree:
     """The metadata of the checkpoint; errors say which option it was named by."""
     try:
-        return open_source(FilePath(path)).tree
+        return open_named(FilePath(path)).tree
     except ConverterError as error:
-        # --item chooses in the source; the item of a template is part of its path.
-        several = "several items" in error.message
-        advice = "Name the directory of one of them, below that of its step." if several else error.advice
-        raise type(error)(f"--like {error.message}", advice) from error
+        raise type(error)(f"--like {error.message}", error.advice) from error

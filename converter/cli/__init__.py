@@ -103,7 +103,7 @@ def _convert(
             dst = step_destination(dst, to_format, as_step)
         if not dry_run:
             check_destination(src, dst, force)
-        writing = api.make_writing(to_format, copy, compress, as_step, max_shard_size)
+        writing = api.make_writing(dst, to_format, copy, compress, as_step, max_shard_size)
         conversion = prepare(src, to, to_format=to_format, writing=writing, **_read(options))
         if dry_run:
             if conversion.plan.problems and not (as_json or quiet):

@@ -123,7 +123,10 @@ AS_STEP = click.Option(
     help="Make it step N of DST, which may hold others, as Orbax's CheckpointManager does.",
 )
 MAX_SHARD_SIZE = _value(
-    "--max-shard-size", "SIZE", "Bytes of arrays in one file of hf-msgpack (default: 10GB).", default=None
+    "--max-shard-size",
+    "SIZE",
+    "Bytes of arrays in one file of hf-msgpack (default: 10GB). Makes a safetensors DST a directory of shards.",
+    default=None,
 )
 
 TREE = _flag("--tree", text="Draw the nested tree, with totals of every node.")

@@ -10,7 +10,7 @@ from pathlib import Path as FilePath
 from typing import Any, TypeVar
 
 from converter.comparison.pairing import Pairing, Side, pair
-from converter.comparison.values import EQUAL, Distance, ValuesCompared, compare_pairs
+from converter.comparison.values import EQUAL, Distance, ValuesCompared, compare_pairs, measurable
 from converter.errors import UsageError
 from converter.folding import columns, fold, fold_names
 from converter.formats.checkpoint import Checkpoint, Progress
@@ -35,7 +35,8 @@ class Comparison:
       a, b: the checkpoints.
       pairing: which of their leaves belong together.
       filters: only leaves that match one of these patterns are compared; all without patterns.
-      values: how the values of leaves differ that agree in dtype and shape; None where they were not compared.
+      values: how the values of leaves differ that agree in dtype and shape, and after these the values of those that
+        are ``measurable``; None where they were not compared.
     """
 
     a: Checkpoint
@@ -56,21 +57,34 @@ class Comparison:
 
     @cached_property
     def comparable(self) -> list[tuple[Side, Side]]:
-        """Pairs of the same shape and dtype: the values of these can be compared."""
+        """Pairs of the same shape and dtype: the bits of these can be compared."""
         return [(a, b) for a, b in self.pairing.pairs if same_spec(a.leaf.spec, b.leaf.spec)]
+
+    @cached_property
+    def measurable(self) -> list[tuple[Side, Side]]:
+        """Changed pairs of numbers that agree in shape: it can be said how far they are apart."""
+        return [(a, b) for a, b in self.changed if measurable(a.leaf.spec, b.leaf.spec)]
+
+    @cached_property
+    def apart(self) -> list[Distance | None]:
+        """How far the values of each changed pair are apart; None where that means nothing, or was not measured."""
+        if self.values is None:
+            return [None] * len(self.changed)
+        found = iter(self.values.distances[len(self.comparable) :])
+        return [next(found) if measurable(a.leaf.spec, b.leaf.spec) else None for a, b in self.changed]
 
     @cached_property
     def different(self) -> list[tuple[Side, Side, Distance]]:
         """Pairs of other values."""
         if self.values is None:
             return []
-        found = zip(self.comparable, self.values.distances, strict=True)
+        found = zip(self.comparable, self.values.distances, strict=False)
         return [(a, b, distance) for (a, b), distance in found if distance is not EQUAL]
 
     @property
     def nbytes(self) -> int:
         """Bytes of arrays whose values can be compared."""
-        return sum(a.leaf.spec.nbytes for a, _ in self.comparable)
+        return sum(a.leaf.spec.nbytes for a, _ in (*self.comparable, *self.measurable))
 
     def with_values(self, memory_budget: int, progress: Progress) -> Comparison:
         """The same, with the values compared too.
@@ -79,7 +93,7 @@ class Comparison:
           UnreadableCheckpoint: an array is damaged.
         """
         with room(FilePath(tempfile.gettempdir()), memory_budget):
-            return replace(self, values=compare_pairs(self.comparable, progress))
+            return replace(self, values=compare_pairs([*self.comparable, *self.measurable], progress))
 
     def text(self, verbose: bool = False) -> str:
         """For people: both checkpoints, differences folded over layers, and a line that sums up.
@@ -91,7 +105,7 @@ class Comparison:
         lines = [self._described("A", self.a, 0), self._described("B", self.b, 1)]
         for title, sides in zip(("only in A", "only in B"), self.pairing.only, strict=True):
             lines += _section(title, _only_rows(sides), most)
-        lines += _section("changed", _pair_rows(self.changed), most)
+        lines += _section("changed", _pair_rows(self.changed, self.apart), most)
         lines += _section("different", _distance_rows(self.different), most)
         lines += fold((f"note  {note}",) for note in self.pairing.notes)[:most]
         return "\n".join([*lines, self._summary()])
@@ -131,7 +145,10 @@ class Comparison:
             "paired": len(self.pairing.pairs),
             "only_in_a": [_leaf_json(side) for side in self.pairing.only[0]],
             "only_in_b": [_leaf_json(side) for side in self.pairing.only[1]],
-            "changed": [{"a": _leaf_json(a), "b": _leaf_json(b)} for a, b in self.changed],
+            "changed": [
+                {"a": _leaf_json(a), "b": _leaf_json(b), "distance": None if distance is None else distance.to_json()}
+                for (a, b), distance in zip(self.changed, self.apart, strict=True)
+            ],
             "values": None if self.values is None else self._values_json(self.values),
             "notes": list(self.pairing.notes),
         }
@@ -221,9 +238,17 @@ def _only_rows(sides: Sequence[Side]) -> list[tuple[str, ...]]:
     return [(name, str(members[0].leaf.spec)) for name, members in rows]
 
 
-def _pair_rows(pairs: Sequence[tuple[Side, Side]]) -> list[tuple[str, ...]]:
-    rows = _folded(pairs, lambda p: p[0].name, lambda p: (p[0].leaf.spec, p[1].leaf.spec))
-    return [(_both(name, members), f"{members[0][0].leaf.spec} → {members[0][1].leaf.spec}") for name, members in rows]
+def _pair_rows(pairs: Sequence[tuple[Side, Side]], apart: Sequence[Distance | None]) -> list[tuple[str, ...]]:
+    found = [(a, b, distance) for (a, b), distance in zip(pairs, apart, strict=True)]
+    rows = _folded(found, lambda p: p[0].name, lambda p: (p[0].leaf.spec, p[1].leaf.spec))
+    return [
+        (
+            _both(name, [(a, b) for a, b, _ in members]),
+            f"{members[0][0].leaf.spec} → {members[0][1].leaf.spec}",
+            _summed(distance for _, _, distance in members),
+        )
+        for name, members in rows
+    ]
 
 
 def _distance_rows(found: Sequence[tuple[Side, Side, Distance]]) -> list[tuple[str, ...]]:
@@ -232,10 +257,16 @@ def _distance_rows(found: Sequence[tuple[Side, Side, Distance]]) -> list[tuple[s
         (
             _both(name, [(a, b) for a, b, _ in members]),
             str(members[0][0].leaf.spec),
-            str(sum((distance for _, _, distance in members), EQUAL)),
+            _summed(distance for _, _, distance in members),
         )
         for name, members in rows
     ]
+
+
+def _summed(distances: Iterable[Distance | None]) -> str:
+    """Those of several leaves as one; nothing where there are none."""
+    known = [distance for distance in distances if distance is not None]
+    return str(sum(known, EQUAL)) if known else ""
 
 
 def _both(name: str, pairs: Sequence[tuple[Side, Side]]) -> str:

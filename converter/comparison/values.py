@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,8 @@ from converter.comparison.pairing import Side
 from converter.dtypes import element_bits, numpy_dtype
 from converter.formats.checkpoint import Progress
 from converter.formats.streaming import ARRAYS, leaf_by_leaf, leaf_pieces
-from converter.tree import Leaf, LeafKind
+from converter.tree import Leaf, LeafKind, LeafSpec
+from converter.verification.structure import same_spec
 from converter.verification.values import ChunkPairs, FileNames, aligned, chunk_pairs, same_chunks, value_difference
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Distance:
-    """How two leaves of one dtype and shape differ.
+    """How two leaves of one shape differ; those of unlike dtypes in a form that has room for both.
 
     Attributes:
       elements: how many there are.
@@ -50,6 +51,8 @@ class Distance:
     def __str__(self) -> str:
         if self.texts is not None:
             return " → ".join(self.texts)
+        if not self.different:
+            return "equal values"
         number = f"{self.different:,} of {self.elements:,}"
         return f"{number} elements, max abs {self.max_abs:.3g}, max rel {self.max_rel:.3g}"
 
@@ -86,7 +89,7 @@ class ValuesCompared:
 
 
 def compare_pairs(pairs: Sequence[tuple[Side, Side]], progress: Progress) -> ValuesCompared:
-    """Compares the values of leaves that agree in dtype and shape, within the memory budget of the room."""
+    """Compares the values of leaves that are alike, or ``measurable``, within the memory budget of the room."""
     files = FileNames()
     leaves = [(left.leaf, right.leaf) for left, right in pairs]
     chunks: dict[int, ChunkPairs | None] = {}
@@ -119,22 +122,77 @@ def _are_same_place(chunks: ChunkPairs, files: FileNames) -> bool | None:
     return in_files
 
 
+def measurable(left: LeafSpec, right: LeafSpec) -> bool:
+    """Whether it means something how far two leaves of unlike dtypes are apart: both are numbers of one shape."""
+    return left.shape == right.shape and _are_numbers(left) and _are_numbers(right)
+
+
+def _are_numbers(spec: LeafSpec) -> bool:
+    import numpy as np
+
+    if spec.kind in (LeafKind.ARRAY, LeafKind.NUMPY_SCALAR):
+        dtype = numpy_dtype(spec.dtype)
+        return dtype.kind in "biufc" or (dtype.kind == "V" and dtype.type is not np.void)  # V are those of ml_dtypes
+    return spec.kind is LeafKind.SCALAR
+
+
 def distance(left: Leaf, right: Leaf) -> Distance:
-    """How two leaves of one dtype and shape differ; ``EQUAL`` where all their bits agree.
+    """How two leaves that are alike, or measurable, differ; ``EQUAL`` where leaves of one dtype agree in all bits.
 
     Raises:
       UnreadableCheckpoint: one of them is damaged.
     """
-    if left.spec.kind not in ARRAYS:
+    alike = same_spec(left.spec, right.spec)
+    if alike and left.spec.kind not in ARRAYS:
         texts = value_difference(left.fetch(), right.fetch())
         return EQUAL if texts is None else Distance(1, 1, texts=texts)
-    dtype = numpy_dtype("uint32" if left.spec.kind is LeafKind.KEY else left.spec.dtype)
+    form = _dtype(left) if alike else _wide(_dtype(left), _dtype(right))
     found = EQUAL
-    for a, b in aligned(leaf_pieces((), left), leaf_pieces((), right)):
-        size = _AT_ONCE * dtype.itemsize  # what is measured takes several times the memory
-        for start in range(0, len(a), size):
-            found += _measured(_elements(a[start : start + size], dtype), _elements(b[start : start + size], dtype))
-    return found if found.different else EQUAL
+    for a, b in aligned(_pieces(left, form), _pieces(right, form)):
+        found += _measured(_elements(a, form), _elements(b, form))
+    return EQUAL if alike and not found.different else found
+
+
+def _dtype(leaf: Leaf) -> np.dtype[Any]:
+    import numpy as np
+
+    if leaf.spec.kind is LeafKind.SCALAR:
+        return np.asarray(leaf.fetch()).dtype
+    return numpy_dtype("uint32" if leaf.spec.kind is LeafKind.KEY else leaf.spec.dtype)
+
+
+def _wide(left: np.dtype[Any], right: np.dtype[Any]) -> np.dtype[Any]:
+    """The form in which unlike numbers are compared: exact, but for large integers beside other numbers."""
+    import numpy as np
+
+    kinds = left.kind + right.kind
+    if "c" in kinds:
+        return np.dtype(np.complex128)
+    if kinds == "uu":
+        return np.dtype(np.uint64)
+    if set(kinds) <= {"i", "u"} and np.uint64 not in (left, right):
+        return np.dtype(np.int64)
+    return np.dtype(np.float64)
+
+
+def _pieces(leaf: Leaf, form: np.dtype[Any]) -> Iterator[Any]:
+    """The bytes of all elements as numbers of another form; few at a time, as measuring takes several times as much."""
+    import numpy as np
+
+    own = _dtype(leaf)
+    size = _AT_ONCE * own.itemsize
+    for piece in [np.asarray(leaf.fetch()).tobytes()] if leaf.spec.kind is LeafKind.SCALAR else leaf_pieces((), leaf):
+        view = memoryview(piece)
+        for start in range(0, len(view), size):
+            part = view[start : start + size]
+            yield part if own == form else _converted(_elements(part, own), form).view(np.uint8)
+
+
+def _converted(array: Array, form: np.dtype[Any]) -> Array:
+    import numpy as np
+
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        return array.astype(form)
 
 
 def _elements(data: memoryview, dtype: np.dtype[Any]) -> Array:

@@ -34,12 +34,12 @@ class Joined:
 
     Attributes:
       tree: all of their leaves.
-      places: the key below which each item stands in the tree; empty for one whose own keys are those of the tree.
+      places: where each item stands in the tree; empty for one whose own keys are those of the tree.
       beside: items that belong to it but are not converted: settings, counters of data pipelines.
     """
 
     tree: Tree
-    places: Mapping[str, str]
+    places: Mapping[str, Path]
     beside: tuple[str, ...] = ()
 
 
@@ -67,8 +67,7 @@ def join(items: Mapping[str, Tree]) -> Joined | None:
         return None
     if len(places) > 1 and not readings(tree):
         return None
-    shown = {each: "/".join(place) for each, place in places.items()}
-    return Joined(tree, shown, tuple(each for each in items if each not in places))
+    return Joined(tree, places, tuple(each for each in items if each not in places))
 
 
 def _below(place: Path, tree: Tree) -> Iterable[tuple[Path, Leaf]]:

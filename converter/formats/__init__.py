@@ -46,6 +46,9 @@ FORMAT_TITLES: dict[str, str] = {
 SUFFIXES: dict[str, str] = {".msgpack": "msgpack", ".safetensors": "safetensors", ".npz": "npz"}
 """Destinations with such a name get that format; all others become Orbax directories."""
 
+SHARDED = ("hf-msgpack", "safetensors")
+"""Formats that spread a checkpoint over several files where they are asked to."""
+
 STEP_NAMES: dict[str, str] = {"orbax": "{}", "orbax-v1": "{}", "msgpack": "checkpoint_{}"}
 """How one of several steps is called: by Orbax's CheckpointManager, and by ``flax.training.checkpoints``."""
 

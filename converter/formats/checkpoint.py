@@ -88,6 +88,7 @@ class Checkpoint:
       metadata: what its writer noted of it (JSON values), where the format has a place for that.
       attached: the items of the chosen step that are no trees of arrays.
       files: other files that belong to it, which neither ``path`` is nor lie below it.
+      parts: the directories of items that are read as one, with where each of them stands in the tree; empty for one.
     """
 
     path: FilePath
@@ -104,6 +105,7 @@ class Checkpoint:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     attached: Mapping[str, Attached] = field(default_factory=dict)
     files: tuple[FilePath, ...] = ()
+    parts: Mapping[FilePath, Path] = field(default_factory=dict)
 
 
 class Strategy(enum.Enum):

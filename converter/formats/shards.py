@@ -6,7 +6,6 @@ its ``weight_map`` names the file of each array. The files are called ``model-00
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -29,10 +28,12 @@ class Kind:
     Attributes:
       suffix: how their names end.
       title: the format, for people.
+      stem: what their names begin with where they are written.
     """
 
     suffix: str
     title: str
+    stem: str
 
     @property
     def index_suffix(self) -> str:
@@ -163,16 +164,6 @@ def check_agreement(index: FilePath, named: Mapping[str, str], held: Mapping[Fil
             "\n".join([f"{index} and its shards do not belong together:", *shown]),
             "Files of two checkpoints are probably mixed: copy or download all of one of them.",
         )
-
-
-def write_index(index: FilePath, named: Mapping[str, str], total: int) -> None:
-    """Writes the index as Hugging Face's libraries do.
-
-    Args:
-      total: bytes of all arrays.
-    """
-    content = {"metadata": {"total_size": total}, "weight_map": dict(named)}
-    index.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _damaged(index: FilePath, kind: Kind, expected: str, found: str) -> UnreadableCheckpoint:

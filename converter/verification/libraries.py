@@ -9,7 +9,7 @@ from typing import Any
 
 from converter.dtypes import numpy_dtype
 from converter.errors import UnreadableCheckpoint, UsageError
-from converter.formats.checkpoint import Progress
+from converter.formats.checkpoint import Checkpoint, Progress
 from converter.paths import Path, format_path
 from converter.planning.plan import Step
 from converter.tree import LeafKind
@@ -32,19 +32,17 @@ def require_reader(format: str) -> None:
         )
 
 
-def compare_with_library(steps: Iterable[Step], destination: FilePath, format: str, progress: Progress) -> ValuesResult:
+def compare_with_library(steps: Iterable[Step], destination: Checkpoint, progress: Progress) -> ValuesResult:
     """Compares every leaf with what the library reads, which is the whole checkpoint at once: all of it is in memory.
-
-    Args:
-      format: of the destination; a key of ``READERS``.
 
     Raises:
       UnreadableCheckpoint: the library cannot read it.
     """
+    reader = READERS[destination.format]
     try:
-        tree = _READ[format](destination)
+        tree = _read(destination)
     except Exception as error:
-        raise UnreadableCheckpoint(f"{READERS[format]} cannot read {destination}: {error}") from error
+        raise UnreadableCheckpoint(f"{reader} cannot read {destination.location}: {error}") from error
     leaves = nbytes = 0
     differences: list[Difference] = []
     for step in steps:
@@ -57,7 +55,15 @@ def compare_with_library(steps: Iterable[Step], destination: FilePath, format: s
         nbytes += step.spec.nbytes
         progress(step.spec.nbytes, 1)
     found = {Proof.VALUES: (leaves - len(differences), nbytes)}
-    return ValuesResult(leaves, nbytes, tuple(differences), found, READERS[format])
+    return ValuesResult(leaves, nbytes, tuple(differences), found, reader)
+
+
+def _read(checkpoint: Checkpoint) -> Any:
+    """What the library makes of it; of items that are read as one, each in its place."""
+    read = _READ[checkpoint.format]
+    if not checkpoint.parts:
+        return read(checkpoint.location)
+    return _nested(leaf for part, place in checkpoint.parts.items() for leaf in _flat(read(part), place))
 
 
 _NOTHING = object()
@@ -121,12 +127,13 @@ def _read_msgpack(file: FilePath) -> Any:
     return _nested(leaf for each in files for leaf in _flat(serialization.msgpack_restore(each.read_bytes())))
 
 
-def _flat(nested: Mapping[str, Any], above: Path = ()) -> Iterator[tuple[Path, Any]]:
-    for key, value in nested.items():
-        if isinstance(value, dict):
-            yield from _flat(value, (*above, key))
-        else:
-            yield (*above, key), value
+def _flat(value: Any, above: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """What stands in nested dicts, below the path ``above``."""
+    if not isinstance(value, dict):
+        yield above, value
+        return
+    for key, inner in value.items():
+        yield from _flat(inner, (*above, key))
 
 
 def _read_safetensors(file: FilePath) -> Any:

@@ -208,16 +208,23 @@ runpy.run_module("converter", run_name="__main__", alter_sys=True)
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs setrlimit")
 @pytest.mark.parametrize(
-    ("name", "limit"),
-    [("out.msgpack", 100), ("out.safetensors", 100), ("new/out.msgpack", 600_000), ("new/out", 600_000)],
+    ("command", "limit"),
+    [
+        ("out.msgpack", 100),
+        ("out.safetensors", 100),
+        ("new/out.msgpack", 600_000),
+        ("new/out", 600_000),
+        ("new/out --to-format safetensors --max-shard-size 9MB", 600_000),
+    ],
 )
 def test_a_full_disk(
-    name: str, limit: int, large: Path, environment: dict[str, str], contents: Any, untouched: Any, tmp_path: Path
+    command: str, limit: int, large: Path, environment: dict[str, str], contents: Any, untouched: Any, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-c", LIMITED, str(limit), "linen-to-nnx", str(large), name]
+    name, *options = command.split()
+    arguments = [sys.executable, "-c", LIMITED, str(limit), "linen-to-nnx", str(large), name, *options]
     before = contents()
     with untouched(large):
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False, timeout=120)
+        done = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, check=False, timeout=120)
     error = done.stderr.decode()
     assert done.returncode == 4, error
     assert contents() == before

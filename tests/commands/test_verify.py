@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from flax import serialization
 
@@ -165,3 +167,46 @@ def _leaves(tree: Any, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...]
     if not isinstance(tree, dict):
         return [(path, tree)]
     return [leaf for key, child in tree.items() for leaf in _leaves(child, (*path, key))]
+
+
+# Several items of one step -------------------------------------------------------------------------------------------
+
+ITEMS = {"linen_train_state_composite": "linen-to-nnx", "nnx_composite": "nnx-to-linen"}
+
+
+@pytest.mark.parametrize("full", [[], ["--full"]], ids=["quick", "full"])
+@pytest.mark.parametrize("name", ITEMS)
+def test_items_that_belong_together_may_stand_on_either_side(
+    name: str, full: list[str], cli: Any, checkpoints: Path
+) -> None:
+    items = checkpoints / name / "checkpoint"
+    assert cli(ITEMS[name], items, "out").code == 0
+    for pair in (items, "out"), ("out", items):
+        result = cli("verify", *pair, *full)
+        assert result.code == 0, result.out
+        assert "values     equal" in result.out
+        assert "optimizer" in cli("verify", *pair, "--json").out, "the optimizer's item is compared too"
+
+
+@pytest.mark.parametrize("full", [[], ["--full"]], ids=["quick", "full"])
+def test_an_item_that_was_changed(full: list[str], cli: Any, checkpoints: Path, tmp_path: Path) -> None:
+    shutil.copytree(checkpoints / "linen_train_state_composite/checkpoint", tmp_path / "items")
+    assert cli("linen-to-nnx", "items", "out").code == 0
+    item = tmp_path / "items/3/params"
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        params = checkpointer.restore(item)
+        params["up"]["bias"] = params["up"]["bias"] + 1
+        checkpointer.save(item, params, force=True)
+    result = cli("verify", "out", "items", *full)
+    assert result.code == 1
+    assert "params/up/bias" in result.out
+    assert "opt_state" not in result.out.partition("DIFFERENT")[2], "only what differs is listed"
+
+
+def test_a_destination_whose_items_do_not_belong_together(cli: Any, checkpoints: Path, tmp_path: Path) -> None:
+    for name in ("generator", "discriminator"):
+        shutil.copytree(checkpoints / "linen_dense_standard/checkpoint", tmp_path / "items/1" / name)
+    result = cli("verify", checkpoints / "nnx_dense_standard/checkpoint", "items")
+    assert result.code == 2
+    assert "holds several items" in result.err
+    assert "Name the directory of one of them" in result.err

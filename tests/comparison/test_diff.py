@@ -272,6 +272,32 @@ def test_layers_are_folded_and_their_distances_added_up(tmp_path: Path) -> None:
     )
 
 
+def test_other_dtypes_are_told_with_how_far_the_values_are_apart(tmp_path: Path) -> None:
+    values: Values = {
+        f"params/layers_{number}/kernel": np.array([[1.0, 1 / 3], [2.0, 3.0]], np.float32) for number in range(3)
+    }
+    values |= {"params/head/kernel": np.ones((2, 3), np.float32), "params/head/scale": np.ones(4, np.float32)}
+    one = save(values | {"step": np.array(3, np.int32)}, tmp_path)
+    values = {path: value.astype(ml_dtypes.bfloat16) for path, value in values.items()}
+    values["params/head/scale"] = np.ones((2, 2), np.float32)
+    other = save(values | {"step": np.array(3, np.int64)}, tmp_path)
+    lines = converter.diff(one, other).text().splitlines()
+    assert "  params/layers_{0…2}/kernel  float32[2,2] → bfloat16[2,2]" in lines
+    comparison = converter.diff(one, other, values=True)
+    lines = [" ".join(line.split()) for line in comparison.text().splitlines()]
+    layers = "params/layers_{0…2}/kernel float32[2,2] → bfloat16[2,2]"
+    assert f"{layers} 3 of 12 elements, max abs 0.000651, max rel 0.00195" in lines
+    assert "params/head/kernel float32[2,3] → bfloat16[2,3] equal values" in lines
+    assert "params/head/scale float32[4] → float32[2,2]" in lines
+    assert "step int32[] → int64[] equal values" in lines
+    assert lines[-1].startswith("DIFFERENT: 6 changed;")
+    distances = {pair["a"]["path"]: pair["distance"] for pair in comparison.to_json()["changed"]}
+    assert distances["params/head/scale"] is None
+    assert distances["step"] == {"elements": 1, "different": 0, "max_abs": 0.0, "max_rel": 0.0}
+    assert distances["params/layers_1/kernel"]["different"] == 1
+    assert {pair["distance"] for pair in converter.diff(one, other).to_json()["changed"]} == {None}
+
+
 def test_values_are_not_read_unless_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = save({"params/a/kernel": np.ones(3, np.float32)}, tmp_path)
     other = save({"params/a/kernel": np.zeros(3, np.float32)}, tmp_path)

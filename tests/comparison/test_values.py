@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from converter.comparison.values import EQUAL, Distance, distance
-from tests.building import leaf_of
+from converter.comparison.values import EQUAL, Distance, distance, measurable
+from tests.building import leaf_of, prng_key
 
 FLOATS = [np.float16, np.float32, np.float64, ml_dtypes.bfloat16, ml_dtypes.float8_e5m2]
 INTEGERS = [np.int8, np.uint8, np.int64, np.uint64, ml_dtypes.int4, ml_dtypes.uint4]
@@ -93,6 +93,87 @@ def test_values_that_are_no_arrays() -> None:
     assert measure(3, 3) is EQUAL
     assert distance(leaf_of("relu"), leaf_of("gelu")).texts == ("'relu'", "'gelu'")
     assert str(distance(leaf_of(3), leaf_of(4))) == "3 → 4"
+
+
+# Unlike dtypes -------------------------------------------------------------------------------------------------------
+
+
+@given(st.sampled_from([*FLOATS, *INTEGERS, np.bool_]), st.sampled_from([*FLOATS, *INTEGERS, np.bool_]), st.data())
+def test_numbers_of_unlike_dtypes(one: Any, other: Any, data: st.DataObject) -> None:
+    """Counted and measured in their exact values, where double precision has room for both."""
+    numbers = st.lists(st.integers(0, 7), min_size=3, max_size=3)
+    fractions = st.lists(st.sampled_from([0.0, 0.1, 0.5, 1 / 3, 3.0]), min_size=3, max_size=3)
+    a, b = (np.array(data.draw(fractions if each in FLOATS else numbers)).astype(each) for each in (one, other))
+    if a.dtype == b.dtype:
+        return
+    assert measurable(leaf_of(a).spec, leaf_of(b).spec)
+    found = measure(a, b)
+    pairs = [(Fraction(float(x)), Fraction(float(y))) for x, y in zip(a, b, strict=True)]
+    wrong = [(x, y) for x, y in pairs if x != y]
+    assert (found.elements, found.different) == (3, len(wrong))
+    assert found.max_abs == pytest.approx(float(max((abs(x - y) for x, y in wrong), default=0)))
+    assert found.max_rel == pytest.approx(float(max((abs(x - y) / max(abs(x), abs(y)) for x, y in wrong), default=0)))
+
+
+@given(
+    st.sampled_from([(np.int32, np.int64), (np.int8, np.uint32), (np.uint32, np.uint64), (np.uint32, np.int64)]),
+    st.data(),
+)
+def test_integers_of_unlike_widths_are_exact(dtypes: tuple[Any, Any], data: st.DataObject) -> None:
+    left, right = (data.draw(st.integers(int(np.iinfo(each).min), int(np.iinfo(each).max))) for each in dtypes)
+    found = measure(np.array([left], dtypes[0]), np.array([right], dtypes[1]))
+    assert found.different == (left != right)
+    assert found.max_abs == float(abs(left - right))
+
+
+def test_a_narrowed_array_is_as_far_apart_as_rounding_brings_it() -> None:
+    a = np.linspace(-3, 3, 300_001, dtype=np.float32)
+    b = a.astype(ml_dtypes.bfloat16)
+    found = measure(a, b)
+    assert found.max_abs == float(np.abs(a.astype(np.float64) - b.astype(np.float64)).max())
+    assert 0 < found.max_rel <= 2**-8
+    assert found.elements == a.size
+    assert str(measure(b, b.astype(np.float32))) == "equal values"
+
+
+def test_no_numbers_of_unlike_dtypes() -> None:
+    a, b = np.array([math.nan, 1.0], np.float32), np.array([math.nan, math.inf], np.float16)
+    found = measure(a, b)
+    assert (found.different, found.max_abs, found.max_rel) == (1, math.inf, 1.0)
+    signalling = np.array([0x7F800001], np.uint32).view(np.float32)
+    assert measure(signalling, np.zeros(1, np.float64)).max_abs == math.inf
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "max_abs"),
+    [
+        (3, np.array(4, np.int32), 1.0),
+        (3, 3.5, 0.5),
+        (2**64 - 1, np.array(2**64 - 2, np.uint64), 1.0),
+        (True, 0.25, 0.75),
+        (1j, np.array(1.0, np.float32), math.sqrt(2)),
+    ],
+    ids=repr,
+)
+def test_python_numbers_beside_others(a: Any, b: Any, max_abs: float) -> None:
+    assert measurable(leaf_of(a).spec, leaf_of(b).spec)
+    assert measure(a, b).max_abs == pytest.approx(max_abs)
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        (np.ones(2, np.float32), np.ones((2, 1), np.float64)),
+        (np.ones(2, np.float32), 1.0),
+        ("3", 3),
+        (None, np.ones((), np.float32)),
+        (prng_key(), np.ones((), np.uint32)),
+    ],
+    ids=["shape", "no axes", "text", "nothing", "key"],
+)
+def test_what_cannot_be_measured(a: Any, b: Any) -> None:
+    assert not measurable(leaf_of(a).spec, leaf_of(b).spec)
+    assert not measurable(leaf_of(b).spec, leaf_of(a).spec)
 
 
 def test_arrays_of_many_pieces() -> None:

@@ -11,10 +11,7 @@ from pathlib import Path as FilePath
 
 from converter.formats import shards
 
-KIND = shards.Kind(".msgpack", "flax msgpack")
-
-STEM = "flax_model"
-"""What transformers calls the file; diffusers puts something in front of it."""
+KIND = shards.Kind(".msgpack", "flax msgpack", "flax_model")
 
 OTHERS = (".safetensors", ".safetensors.index.json", ".npz")
 
@@ -24,10 +21,10 @@ def is_index(path: FilePath) -> bool:
 
 
 def is_model_directory(directory: FilePath) -> bool:
-    """Whether it looks like what ``save_pretrained`` makes."""
+    """Whether it looks like what ``save_pretrained`` makes; that of diffusers puts something in front of the name."""
     names = [child.name for child in directory.iterdir()]
     shard_names = [name for name in names if KIND.shard(name)]
-    return bool(shard_names) or any(name.endswith((STEM + KIND.suffix, KIND.index_suffix)) for name in names)
+    return bool(shard_names) or any(name.endswith((KIND.stem + KIND.suffix, KIND.index_suffix)) for name in names)
 
 
 def choose_file(directory: FilePath) -> FilePath:

@@ -69,15 +69,18 @@ class SafetensorsFormat:
         final: FilePath | None = None,
         writing: Writing = PLAIN,
     ) -> Written:
-        """Writes ``tree`` as one file; see ``converter.formats.safetensors.writer.write``.
+        """Writes ``tree`` as one file, or with ``writing.max_shard`` as a directory of one or several files.
 
-        The file shares nothing with the source and has no compression, whatever ``writing`` wishes; its header
-        notes where it comes from.
+        They share nothing with the source and have no compression, whatever ``writing`` wishes; their headers note
+        where they come from.
 
         Raises:
           UnsupportedCheckpoint: leaves that safetensors cannot hold, such as typed PRNG keys.
           DestinationError: the destination exists, or the file system refused.
+          UsageError: the shards would be too many.
         """
-        from converter.formats.safetensors.writer import write
+        from converter.formats.safetensors.writer import write, write_shards
 
+        if writing.max_shard is not None:
+            return write_shards(tree, destination, progress, writing.max_shard, writing.metadata)
         return write(tree, destination, progress, writing.metadata)

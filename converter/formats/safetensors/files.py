@@ -12,7 +12,7 @@ from converter.formats.safetensors.header import Header, read_header
 SUFFIX = ".safetensors"
 INDEX_SUFFIX = shards.INDEX_SUFFIX
 
-KIND = shards.Kind(SUFFIX, "safetensors")
+KIND = shards.Kind(SUFFIX, "safetensors", "model")
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,11 +126,30 @@ def _read_key(key: Any) -> Key:
 # Writing -------------------------------------------------------------------------------------------------------------
 
 
-def name_leaves(tree: Tree) -> tuple[dict[Path, str], str]:
-    """A name for every leaf that is not empty, and what the metadata have to say of them."""
-    empty = [path for path, leaf in tree.items() if leaf.spec.kind is LeafKind.EMPTY]
-    full = [path for path, leaf in tree.items() if leaf.spec.kind is not LeafKind.EMPTY]
-    names = dict(zip([*full, *empty], _distinct(map(SEPARATOR.join, [*full, *empty])), strict=True))
+def name_leaves(tree: Tree) -> dict[Path, str]:
+    """A name for every leaf; those of empty ones stand at the end, and give way to the others."""
+    ordered = [*full_paths(tree), *_empty_paths(tree)]
+    return dict(zip(ordered, _distinct(map(SEPARATOR.join, ordered)), strict=True))
+
+
+def full_paths(tree: Tree) -> list[Path]:
+    """The paths of leaves that hold something."""
+    return [path for path, leaf in tree.items() if leaf.spec.kind is not LeafKind.EMPTY]
+
+
+def _empty_paths(tree: Tree) -> list[Path]:
+    return [path for path, leaf in tree.items() if leaf.spec.kind is LeafKind.EMPTY]
+
+
+def tell_names(tree: Tree, given: Mapping[Path, str]) -> str:
+    """What the metadata of a file have to say of its leaves.
+
+    Args:
+      tree: what is in the file: all leaves, or a part of them.
+      given: the names of these, and perhaps of others.
+    """
+    empty = _empty_paths(tree)
+    names = {path: given[path] for path in (*full_paths(tree), *empty)}
     plain = Naming(SEPARATOR, *_numbered(names))
     told = {
         "separator": SEPARATOR,
@@ -146,7 +165,7 @@ def name_leaves(tree: Tree) -> tuple[dict[Path, str], str]:
         },
     }
     content = {entry: value for entry, value in told.items() if value}
-    return {path: names[path] for path in full}, json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
 
 
 def _distinct(names: Iterable[str]) -> Iterator[str]:

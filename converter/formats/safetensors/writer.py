@@ -1,4 +1,4 @@
-"""Writing a tree as a safetensors file, piece by piece; what the source has in that form is copied by the system.
+"""Writing a tree as safetensors files, piece by piece; what the source has in that form is copied by the system.
 
 For the same arrays and metadata the bytes are those of ``safetensors.numpy.save_file`` (0.8).
 """
@@ -17,8 +17,10 @@ from converter.errors import DestinationError
 from converter.formats.checkpoint import Progress, Written, refuse_objections
 from converter.formats.one_file import write_items
 from converter.formats.provenance import read_record
+from converter.formats.safetensors.files import KIND
 from converter.formats.safetensors.header import can_hold, order, spell_header
-from converter.formats.safetensors.names import RECORD_KEY, TREE_KEY, name_leaves
+from converter.formats.safetensors.names import RECORD_KEY, TREE_KEY, full_paths, name_leaves, tell_names
+from converter.formats.several_files import write_directory
 from converter.formats.streaming import whole_or_nothing
 from converter.paths import Path, format_path
 from converter.tree import Leaf, LeafKind, LeafSpec, Tree
@@ -39,8 +41,37 @@ def write(tree: Tree, destination: FilePath, progress: Progress, metadata: Mappi
     refuse_objections("a safetensors file", objections(tree))
     if os.path.lexists(destination):
         raise DestinationError(f"{destination} exists already")
-    header, ordered = _lay_out(tree, noted(metadata or {}))
-    with whole_or_nothing(destination), destination.open("xb") as stream:
+    return _write_file(tree, destination, progress, name_leaves(tree), noted(metadata or {}))
+
+
+def write_shards(
+    tree: Tree, directory: FilePath, progress: Progress, most: int, metadata: Mapping[str, Any] | None = None
+) -> Written:
+    """Writes ``tree`` below ``directory``, with at most so many bytes of arrays in each file if there are several.
+
+    Each file says all that is to be said of its own leaves, and where the checkpoint comes from.
+
+    Raises:
+      as ``write``; also ``UsageError`` where the files would be too many.
+    """
+    refuse_objections("a safetensors file", objections(tree))
+    names, told = name_leaves(tree), noted(metadata or {})
+    return write_directory(
+        tree,
+        directory,
+        KIND,
+        most,
+        named={path: names[path] for path in full_paths(tree)},
+        size=_stored_size,
+        write=lambda part, file: _write_file(part, file, progress, names, told),
+    )
+
+
+def _write_file(
+    tree: Tree, file: FilePath, progress: Progress, names: Mapping[Path, str], metadata: Mapping[str, str]
+) -> Written:
+    header, ordered = _lay_out(tree, names, metadata)
+    with whole_or_nothing(file), file.open("xb") as stream:
         items: list[tuple[Path, bytes | Leaf]] = [((), header), *ordered]
         written = write_items(stream.fileno(), items, _framing, _spell_number, progress)
         progress(0, len(tree) - len(ordered))
@@ -54,13 +85,14 @@ def noted(metadata: Mapping[str, Any]) -> dict[str, str]:
     return {"format": "flax", "flax_convert.version": __version__, **text}
 
 
-def _lay_out(tree: Tree, metadata: Mapping[str, str]) -> tuple[bytes, list[tuple[Path, Leaf]]]:
+def _lay_out(
+    tree: Tree, names: Mapping[Path, str], metadata: Mapping[str, str]
+) -> tuple[bytes, list[tuple[Path, Leaf]]]:
     """The header, and the leaves in the order of the file."""
-    names, told = name_leaves(tree)
-    dtypes = {path: _stored_dtype(tree[path]) for path in names}
-    ordered = sorted(names, key=lambda path: order(names[path], dtypes[path]))
+    dtypes = {path: _stored_dtype(tree[path]) for path in full_paths(tree)}
+    ordered = sorted(dtypes, key=lambda path: order(names[path], dtypes[path]))
     arrays = ((names[path], dtypes[path], tree[path].spec.shape) for path in ordered)
-    header = spell_header(arrays, {**metadata, TREE_KEY: told})
+    header = spell_header(arrays, {**metadata, TREE_KEY: tell_names(tree, names)})
     return header, [(path, tree[path]) for path in ordered]
 
 
@@ -78,6 +110,12 @@ def _stored_dtype(leaf: Leaf) -> str:
         return leaf.spec.dtype
     is_large = leaf.spec.dtype == "int" and leaf.fetch() >= 2**63
     return "uint64" if is_large else _NUMBERS[leaf.spec.dtype][0]
+
+
+def _stored_size(leaf: Leaf) -> int:
+    if leaf.spec.kind is not LeafKind.SCALAR:
+        return leaf.spec.nbytes
+    return struct.calcsize(_NUMBERS[leaf.spec.dtype][1])
 
 
 def _spell_number(path: Path, spec: LeafSpec, value: Any) -> bytes:
