@@ -116,7 +116,7 @@ def test_killed(
     name = "out" if format == "orbax" else f"out.{format}"
     if force:
         (tmp_path / name).mkdir()
-        (tmp_path / name / "mine").write_text("mine")
+        (tmp_path / name / "old.msgpack").write_text("mine")
     old = fingerprint(tmp_path / name) if force else None
     source = fingerprint(tmp_path / "source")
     wanted = ["linen-to-nnx", "source", name, *["--force"] * force]

@@ -380,14 +380,14 @@ def test_interrupted_while_an_old_result_stands_there(
 ) -> None:
     place, source = tmp_path / "place", checkpoints / "nnx_dense_standard/checkpoint"
     (place / "out").mkdir(parents=True)
-    (place / "out/notes").write_text("mine")
+    (place / "out/old.msgpack").write_text("mine")
     options = ("--nnx-model", f"{ODD}:nnx_sleeping", "--linen-model", f"{models}:linen_dense", "--force")
     with untouched(place / "out"):
         process = start("nnx-to-linen", source, place / "out", *options, "--input", "float32[2,4]")
         assert interrupt(process, signal.SIGINT, (tmp_path / "work/begun").exists)
         _, error = process.communicate(timeout=60)
     assert process.returncode in INTERRUPTED, error.decode()
-    assert names(place) == ["out", "out/notes"]
+    assert names(place) == ["out", "out/old.msgpack"]
 
 
 @pytest.mark.slow
