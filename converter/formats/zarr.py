@@ -49,6 +49,11 @@ class ZarrArray:
         """The name of the dtype."""
         return dtype_name(self.encoding.dtype)
 
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """The number of chunks along each axis."""
+        return tuple(-(-size // chunk) for size, chunk in zip(self.shape, self.chunks, strict=True))
+
     def chunk_key(self, index: Index) -> str:
         """What a chunk is called below the array's name."""
         if self.encoding.container == "zarr3":

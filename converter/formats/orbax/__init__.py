@@ -65,9 +65,9 @@ class OrbaxFormat:
           item: the item to read; without it the only one, else ``default`` or ``state``.
 
         Raises:
-          UnreadableCheckpoint: no Orbax checkpoint, unfinished, damaged, or with links that leave it.
-          UnsupportedCheckpoint: leaves that share a name, OCDBT databases of several processes that were never merged,
-            values in files of other processes, unknown dtypes.
+          UnreadableCheckpoint: no Orbax checkpoint, unfinished, damaged, without the data of some process, or with
+            links that leave it.
+          UnsupportedCheckpoint: leaves that share a name, values in files of other processes, unknown dtypes.
           UsageError: no such step or item, or several items and none chosen.
         """
         try:
@@ -236,7 +236,7 @@ def _facts(location: layout.Location, metadata: ItemMetadata, store: ArrayStore)
     """What a person may want to know beside the tree."""
     saved = location.saved
     yield "layout", store.layout
-    pattern = "array_metadatas/process_*" if store.database is None else "ocdbt.process_[0-9]*"
+    pattern = "ocdbt.process_[0-9]*" if store.databases else "array_metadatas/process_*"
     processes = sum(1 for _ in location.directory.glob(pattern))
     if processes > 1:
         yield "processes", str(processes)
