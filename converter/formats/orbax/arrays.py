@@ -44,7 +44,7 @@ class ArrayStore:
     Args:
       directory: the item directory.
       zarr3: the arrays are zarr 3; zarr 2 if false.
-      all_stored: chunks of zeros are stored too, so an absent chunk is an error.
+      all_stored: chunks of zeros are stored too, in arrays of any kind, so an absent chunk is an error.
     """
 
     def __init__(self, directory: FilePath, zarr3: bool, all_stored: bool) -> None:
@@ -67,13 +67,8 @@ class ArrayStore:
           UnsupportedCheckpoint: a dtype that NumPy and ml_dtypes do not know.
         """
         texts = [self._metadata(entry) for entry in entries]
-        missing = [format_path(entry.path) for entry, text in zip(entries, texts, strict=True) if text is None]
-        if missing:
-            unmerged = f" ({self.databases.describe()})" if self.databases.unmerged else ""
-            raise UnreadableCheckpoint(
-                f"{self._directory}: some leaves are listed, but without array data: {_listed(missing)}{unmerged}",
-                _INCOMPLETE,
-            )
+        if None in texts:
+            raise self._without_data([entry for entry, text in zip(entries, texts, strict=True) if text is None])
         if self.databases.unmerged:
             self._refuse_lost_parts(entries)
         # Most arrays of a big checkpoint share their metadata, letter for letter.
@@ -82,7 +77,20 @@ class ArrayStore:
             if text not in parsed:
                 array = _parse(entry, text or b"")
                 parsed[text] = array_spec(array.dtype, array.shape)
+        for entry, text in zip(entries, texts, strict=True):
+            if entry.expected not in (None, parsed[text]):
+                problem = f"expected {entry.expected}, as noted beside it, found {parsed[text]}"
+                raise UnreadableCheckpoint(f"{format_path(entry.path)}: its array is another one: {problem}", _DAMAGED)
         return [parsed[text] for text in texts]
+
+    def _without_data(self, entries: Sequence[Entry]) -> UnreadableCheckpoint:
+        notes = [f" (written to {entry.written_to})" if entry.written_to else "" for entry in entries]
+        names = [f"{format_path(entry.path)}{note}" for entry, note in zip(entries, notes, strict=True)]
+        unmerged = f" ({self.databases.describe()})" if self.databases.unmerged else ""
+        return UnreadableCheckpoint(
+            f"{self._directory}: some leaves are listed, but without array data: {_listed(names)}{unmerged}",
+            "Copy the directories of the arrays here too: remote ones are not read." if any(notes) else _INCOMPLETE,
+        )
 
     def grid(self, entry: Entry, saved: SavedArray) -> Grid:
         """How an array lies on disk.
@@ -96,7 +104,7 @@ class ArrayStore:
         made = Grid(axes, array.order, array.encoding, chunks, linkable=True, origin=saved)
         if array.encoding.is_raw:
             self._check_lengths(entry, array, chunks)
-        if self._all_stored and not made.is_complete:
+        if (self._all_stored or array.stores_zeros) and not made.is_complete:
             lost = next(index for index in made.indices() if index not in chunks)
             raise UnreadableCheckpoint(
                 f"{format_path(entry.path)}: its chunk {array.chunk_key(lost)} is missing in {self._directory}",
@@ -107,20 +115,22 @@ class ArrayStore:
     def _refuse_lost_parts(self, entries: Sequence[Entry]) -> None:
         """Refuses arrays whose missing chunks may lie in the database of a process that is not there.
 
-        Where chunks of zeros are not stored, an array without any chunk is taken for zeros, unless a process is known
-        to be missing; one that has only some of its chunks could be either.
+        Where chunks of zeros need not be stored (zarr 3 before Orbax 0.7), an array without any chunk is taken for
+        zeros, unless a process is known to be missing; one that has only some of its chunks could be either.
         """
-        surely = self._all_stored or bool(self.databases.lost)
         lost: list[str] = []
+        may_be_zeros = False
         for entry in entries:
             array = _parse(entry, self._metadata(entry) or b"")
             stored, number = len(self._chunks(entry, array)), math.prod(array.counts)
+            surely = self._all_stored or array.stores_zeros or bool(self.databases.lost)
             if stored < number and (stored or surely):
                 lost.append(f"{format_path(entry.path)} ({number - stored} of {number} chunks)")
+                may_be_zeros |= not surely
         if lost:
             raise UnreadableCheckpoint(
                 f"{self._directory}: {self.databases.describe()}; parts of arrays are in none of them: {_listed(lost)}",
-                f"Copy the directories of all processes here. {'' if surely else _ZEROS}".rstrip(),
+                f"Copy the directories of all processes here. {_ZEROS if may_be_zeros else ''}".rstrip(),
             )
 
     def _check_lengths(self, entry: Entry, array: ZarrArray, chunks: Mapping[Index, Chunk]) -> None:
