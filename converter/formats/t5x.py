@@ -60,7 +60,7 @@ def read_spec(value: Mapping[str, Any], path: Path) -> ArrayReference:
         return ArrayReference(name if is_elsewhere else where, array_spec(dtype, shape), written_to)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         problem = f"expected the TensorStore spec of a zarr array, found {dict(value)} ({error!r})"
-        raise UnreadableCheckpoint(f"{format_path(path)}: {problem}") from None
+        raise UnreadableCheckpoint(f"{format_path(path)}: {problem}", "Copy it again, or use another step.") from None
 
 
 def _refuse_unlike_t5x(value: Mapping[str, Any], driver: str, dtype: str, shape: tuple[int, ...], path: Path) -> None:

@@ -193,6 +193,7 @@ def test_specs_that_t5x_does_not_write(name: str, saved: Path) -> None:
         converter.inspect(saved)
     assert str(refused.value).startswith("optimizer/target/up/kernel: ")
     assert words in str(refused.value)
+    assert refused.value.advice
     assert refused.value.__cause__ is None
 
 

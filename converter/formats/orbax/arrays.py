@@ -168,7 +168,8 @@ class ArrayStore:
           UnreadableCheckpoint: a name that leads out of the directory.
         """
         if not self.databases and (entry.name[:1] == "/" or "\0" in entry.name or ".." in entry.name.split("/")):
-            raise UnreadableCheckpoint(f"{format_path(entry.path)}: the name {entry.name!r} leaves {self._directory}")
+            problem = f"the name {entry.name!r} leaves {self._directory}"
+            raise UnreadableCheckpoint(f"{format_path(entry.path)}: {problem}", _DAMAGED)
         return key_prefix(entry.name)
 
     def _metadata(self, entry: Entry) -> bytes | None:
