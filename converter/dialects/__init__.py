@@ -16,7 +16,7 @@ from converter.dialects.nnx import MODULE_MARK, WRAPPERS, NnxLayout
 from converter.dialects.opt_state import MIRROR_FIELDS, OPT_STATE, STEP, split_mirror
 from converter.dialects.rng import random_state_paths
 from converter.dialects.train_state import LinenTrainState
-from converter.paths import IndexKey, Path, format_path
+from converter.paths import IndexKey, Path
 from converter.training_state import COLLECTIONS, PARAMS
 from converter.tree import LeafKind, Tree
 
@@ -41,10 +41,6 @@ def unreadable(tree: Tree) -> str:
 def _objection(tree: Tree, leaves: list[Path]) -> str:
     if not leaves:
         return "it holds no arrays"
-    apart = next((path for path in leaves if path[-1:] == ("path",) and path[-2:-1] == ("kvstore",)), None)
-    if apart is not None:
-        problem = "is the TensorStore spec of an array, and T5X keeps the array itself in a directory beside the file"
-        return f"{format_path(apart[:-2])} {problem}"
     if () in leaves:
         return f"it is a single leaf, {tree[()].spec}, not a tree of variables"
     if _nnx_layout(tree, _wrapper(leaves)).optimizer is None and _is_optax_state(tree):

@@ -37,6 +37,8 @@ class ZarrArray:
       order: the axes within a chunk, from slow to fast.
       separator: what stands between the numbers in the key of a chunk.
       encoding: how elements become bytes.
+      stores_zeros: TensorStore stores chunks of zeros of such an array too (zarr 2 without a fill value), so that an
+        absent chunk is lost data.
     """
 
     shape: tuple[int, ...]
@@ -45,6 +47,7 @@ class ZarrArray:
     order: tuple[int, ...]
     separator: str
     encoding: Encoding
+    stores_zeros: bool = False
 
     @property
     def dtype(self) -> str:
@@ -167,6 +170,7 @@ def _parse_2(content: Mapping[str, Any]) -> ZarrArray:
         tuple(reversed(rank)) if content["order"] == "F" else tuple(rank),
         str(content.get("dimension_separator", ".")),
         Encoding(dtype, compression, "zarr2", _dump(kept).decode()),
+        stores_zeros=kept["fill_value"] is None,
     )
 
 

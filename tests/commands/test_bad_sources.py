@@ -14,6 +14,9 @@ from typing import Any
 
 import pytest
 
+from converter.formats.chunks import chunk_bytes
+from converter.formats.ocdbt import read_database, write_database
+
 COMMANDS = {
     "inspect": lambda source, checkpoints: ("inspect", source),
     "nnx-to-linen": lambda source, checkpoints: ("nnx-to-linen", source, "out"),
@@ -269,6 +272,27 @@ def test_a_link_that_leaves_the_checkpoint(refuses: Any, checkpoints: Path, tmp_
     shutil.move(tmp_path / "source/manifest.ocdbt", secret)
     (tmp_path / "source/manifest.ocdbt").symlink_to(secret)
     refuses(2, "linen-to-nnx", "source", "out", mentions=("manifest.ocdbt", "secret"))
+
+
+def test_a_process_whose_database_is_missing(refuses: Any, checkpoints: Path, tmp_path: Path) -> None:
+    saved, source = checkpoints / "nnx_mlp_standard/checkpoint", tmp_path / "source"
+    shutil.copytree(saved, source, ignore=shutil.ignore_patterns("manifest.ocdbt", "d", "ocdbt.process_0"))
+    values = {key: chunk_bytes(value) for key, value in read_database(saved).items()}
+    held = {key: value for key, value in values.items() if b"kernel" not in key or key.endswith(b".zarray")}
+    for process in (0, 2):
+        (source / f"ocdbt.process_{process}").mkdir()
+        write_database(source / f"ocdbt.process_{process}", held)
+    mentions = ("ocdbt.process_1 is missing", "up/kernel/value (1 of 1 chunks)", "Copy the directories")
+    for command in ("inspect", "nnx-to-linen", "diff"):
+        refuses(2, *COMMANDS[command]("source", checkpoints), mentions=mentions)
+
+
+def test_a_t5x_checkpoint_without_its_arrays(refuses: Any, checkpoints: Path, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint_3").mkdir()
+    shutil.copy(checkpoints / "linen_t5x/checkpoint/checkpoint_3/checkpoint", tmp_path / "checkpoint_3")
+    for command in ("inspect", "linen-to-nnx"):
+        refuses(2, *COMMANDS[command]("checkpoint_3", checkpoints), mentions="without array data: optimizer/")
+    refuses(2, "inspect", "checkpoint_3/checkpoint", mentions=("T5X checkpoint", "Name the directory"))
 
 
 # Steps, items, directions --------------------------------------------------------------------------------------------

@@ -139,18 +139,3 @@ def test_modules_of_these_names_are_no_optimizer(tmp_path: Path, tree: Any):
 def test_going_to_linen_is_not_needed(tmp_path: Path):
     with pytest.raises(converter.UsageError, match="already"):
         converter.convert(HERE / "adam.msgpack", tmp_path / "out", "linen")
-
-
-def test_t5x_with_arrays_beside_the_file_is_refused(tmp_path: Path):
-    spec = {
-        "driver": "zarr",
-        "kvstore": {"driver": "file", "path": "target.encoder.kernel/"},
-        "metadata": {"shape": [2, 3], "dtype": "<f4", "compressor": {"id": "gzip"}},
-    }
-    states = {"encoder": {"kernel": {"v": spec}}}
-    state = {"step": np.int32(4), "param_states": states}
-    tree = {"version": 3, "optimizer": {"target": {"encoder": {"kernel": spec}}, "state": state}}
-    (tmp_path / "checkpoint_4").mkdir()
-    save(tmp_path / "checkpoint_4" / "checkpoint", tree)
-    with pytest.raises(converter.UnsupportedCheckpoint, match="is the TensorStore spec of an array"):
-        converter.convert(tmp_path / "checkpoint_4", tmp_path / "out", "nnx")

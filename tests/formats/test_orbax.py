@@ -393,9 +393,9 @@ def test_chooses_among_the_steps_of_a_manager(tmp_path: FilePath) -> None:
     assert [int(checkpoint.tree[("step",)].fetch()) for checkpoint in (latest, chosen)] == [100, 9]
     with pytest.raises(UsageError, match="no step 7; its steps: 9, 10, 100"):
         FORMAT.open(tmp_path / "run", step=7)
-    with pytest.raises(UnreadableCheckpoint, match=r"step 200 of .* is an unfinished Orbax save"):
+    with pytest.raises(UnreadableCheckpoint, match=r"step 200 of .* is an unfinished save"):
         FORMAT.open(tmp_path / "run", step=200)
-    with pytest.raises(UnreadableCheckpoint, match="is an unfinished Orbax save"):
+    with pytest.raises(UnreadableCheckpoint, match="is an unfinished save"):
         FORMAT.open(tmp_path / "run" / "200.orbax-checkpoint-tmp")
     assert FORMAT.open(tmp_path / "run" / "10").item == "default"
     with pytest.raises(UsageError, match="no step directories"):
@@ -801,7 +801,7 @@ def test_refuses_steps_without_trees_and_unfinished_items(saved: FilePath, tmp_p
         FORMAT.open(tmp_path / "json")
     shutil.copytree(saved, tmp_path / "step" / "default.orbax-checkpoint-tmp")
     assert FORMAT.sniff(tmp_path / "step")
-    with pytest.raises(UnreadableCheckpoint, match="holds only unfinished Orbax saves"):
+    with pytest.raises(UnreadableCheckpoint, match="holds only unfinished saves"):
         FORMAT.open(tmp_path / "step")
 
 
@@ -907,15 +907,12 @@ def test_reads_the_database_of_one_process_that_was_never_merged(saved: FilePath
     expected = of_tree(FORMAT.open(saved).tree)
     (saved / "manifest.ocdbt").unlink()
     assert of_tree(FORMAT.open(saved).tree) == expected
-    shutil.copytree(saved / "ocdbt.process_0", saved / "ocdbt.process_1")
-    with pytest.raises(UnsupportedCheckpoint, match=r"2 processes .*\(ocdbt.process_0, ocdbt.process_1\) were never"):
-        FORMAT.open(saved)
 
 
 # The corpus ------------------------------------------------------------------------------------------------------
 
 MSGPACK_ONLY = "holds no tree of arrays"
-UNFINISHED = "is an unfinished Orbax save"
+UNFINISHED = "is an unfinished save"
 CORPUS_REFUSALS: Mapping[str, str] = {
     # msgpack files of flax in a directory: another format
     "a_f053_legacy_bf16_misc/ckpt": MSGPACK_ONLY,

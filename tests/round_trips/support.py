@@ -247,12 +247,14 @@ def linen_to_nnx(
     """What an NNX checkpoint made of these Linen leaves holds.
 
     Args:
-      dialect: ``linen_variables``, ``linen_params`` or ``linen_train_state``.
+      dialect: ``linen_variables``, ``linen_params``, ``linen_train_state`` or ``linen_t5x``.
       suffix: what every path ends in: ``/value`` for an ``nnx.State``, nothing for a pure dict.
       names: the name of a variable in NNX.
       model, optimizer: where a train state's model and optimizer stand.
     """
     moved: Leaves = {}
+    if dialect == "linen_t5x":
+        leaves = t5x_to_train_state(leaves)
     for path, leaf in full(leaves).items():
         plain = unboxed(path)
         field, _, inside = plain.partition("/")
@@ -271,6 +273,17 @@ def linen_to_nnx(
         assert target + suffix not in moved
         moved[target + suffix] = leaf
     return moved
+
+
+def t5x_to_train_state(leaves: Leaves) -> Leaves:
+    """The same leaves where a train state has them."""
+    fields = {"target": "params", "state/step": "step", "state/param_states": "opt_state"}
+
+    def moved(path: str) -> str:
+        inside = path.removeprefix("optimizer/")
+        return next((new + inside.removeprefix(old) for old, new in fields.items() if inside.startswith(old)), path)
+
+    return {moved(path): leaf for path, leaf in leaves.items()}
 
 
 def nnx_to_linen(

@@ -208,6 +208,8 @@ def in_linen(case: Case) -> Leaves:
 def back_in_linen(case: Case) -> Leaves:
     """The leaves of a Linen case after both ways: what is lost is stated here and nowhere else."""
     leaves = support.full(case.leaves)
+    if case.dialect == "linen_t5x":  # its optimizers are gone: what comes back is a train state
+        leaves = support.t5x_to_train_state(leaves)
     if case.dialect == "linen_params":
         # The collection level is written by default; --linen-style params leaves it out.
         leaves = {f"params/{path}": leaf for path, leaf in leaves.items()}

@@ -31,6 +31,7 @@ from converter.formats.msgpack.values import (
     joined_entry,
 )
 from converter.formats.msgpack.wire import MAX_DEPTH, Family, Head, Reader
+from converter.formats.t5x import SPEC_KEYS
 from converter.grid import Axis, Chunk, Encoding, Grid
 from converter.paths import IndexKey, IntKey, Key, Path
 from converter.tree import Leaf, LeafKind, LeafSpec, Tree, empty_spec
@@ -152,9 +153,11 @@ class _Walk:
         return head.body + (head.value if head.family in (Family.TEXT, Family.BYTES, Family.EXT) else 0)
 
     def _close(self, container: _Container) -> None:
+        self.reader.path = container.path
+        if container.keys.keys() >= SPEC_KEYS:
+            raise self._in_a_directory("is the TensorStore spec of an array, as in the index of a T5X checkpoint")
         if CHUNKED_ARRAY not in container.keys:
             return
-        self.reader.path = container.path
         depth = len(container.path)
         parts = {path[depth:]: entry for path, entry in self.entries[container.first :]}
         del self.entries[container.first :]
@@ -198,17 +201,19 @@ class _Walk:
         file = self.reader.file
         text = self.reader.data[head.body : head.body + min(head.value, 80)].decode(errors="replace")
         if text.startswith("PLACEHOLDER://"):
-            raise self._unsupported(
-                f"is an Orbax placeholder ({text!r}): the file is only the index of an Orbax checkpoint, whose arrays "
-                "lie in directories beside it",
-                f"Name the directory instead of the file: {file.parent}",
-            )
+            raise self._in_a_directory(f"is an Orbax placeholder ({text!r}), as in the index of an Orbax checkpoint")
         if text.startswith("//GDAPlaceholder:"):
             raise self._unsupported(
                 f"is the placeholder of a multi-process array ({text!r}), which flax stored apart, in {file.name}_gda",
                 "Restore it with flax.training.checkpoints.restore_checkpoint(…, gda_manager=…), then save it with "
                 "Orbax, or with flax.serialization.to_bytes from arrays that one process holds.",
             )
+
+    def _in_a_directory(self, problem: str) -> UnsupportedCheckpoint:
+        return self._unsupported(
+            f"{problem} whose arrays lie in directories beside it",
+            f"Name the directory instead of the file: {self.reader.file.parent}",
+        )
 
     def _unsupported(self, problem: str, advice: str = "") -> UnsupportedCheckpoint:
         return UnsupportedCheckpoint(

@@ -30,6 +30,7 @@ from converter.formats.orbax.metadata import (
 )
 from converter.formats.orbax.versions import versions
 from converter.formats.provenance import KEY, describe, read_record
+from converter.formats.t5x import ArrayReference
 from converter.grid import Grid
 from converter.paths import Path, format_path
 from converter.tree import Leaf, LeafKind, LeafSpec, Tree, empty_spec
@@ -39,7 +40,7 @@ _PYTHON_TYPES: Mapping[str, type] = {"bool": bool, "int": int, "uint": int, "com
 
 
 class OrbaxFormat:
-    """Reads what Orbax 0.1 to 0.12 wrote, and writes the layout of 0.12.
+    """Reads what Orbax 0.1 to 0.12 and T5X wrote, and writes the layout of 0.12.
 
     Neither jax nor Orbax is imported for either: the layout on disk is stable, the classes are not.
 
@@ -65,9 +66,9 @@ class OrbaxFormat:
           item: the item to read; without it the only one, else ``default`` or ``state``.
 
         Raises:
-          UnreadableCheckpoint: no Orbax checkpoint, unfinished, damaged, or with links that leave it.
-          UnsupportedCheckpoint: leaves that share a name, OCDBT databases of several processes that were never merged,
-            values in files of other processes, unknown dtypes.
+          UnreadableCheckpoint: no Orbax checkpoint, unfinished, damaged, without the data of some process, or with
+            links that leave it.
+          UnsupportedCheckpoint: leaves that share a name, values in files of other processes, unknown dtypes.
           UsageError: no such step or item, or several items and none chosen.
         """
         try:
@@ -187,12 +188,20 @@ def _read_metadata(directory: FilePath) -> tuple[ItemMetadata, Mapping[Path, Lea
         legacy = read_legacy_tree(legacy_file) if has_inline else {}
         return metadata, {path: leaf for path, leaf in legacy.items() if isinstance(leaf, Leaf)}
     legacy = read_legacy_tree(legacy_file)
-    entries = tuple(
-        Entry(path, leaf.name, "np.ndarray") if isinstance(leaf, Placeholder) else Entry(path, "", "", inline=True)
-        for path, leaf in legacy.items()
-    )
+    entries = tuple(_legacy_entry(path, leaf) for path, leaf in legacy.items())
     refuse_shared_names(entries)
-    return ItemMetadata(entries), {path: leaf for path, leaf in legacy.items() if isinstance(leaf, Leaf)}
+    is_t5x = any(entry.expected is not None for entry in entries)
+    return ItemMetadata(entries, is_t5x=is_t5x), {path: leaf for path, leaf in legacy.items() if isinstance(leaf, Leaf)}
+
+
+def _legacy_entry(path: Path, leaf: Leaf | Placeholder | ArrayReference) -> Entry:
+    match leaf:
+        case Placeholder():
+            return Entry(path, leaf.name, "np.ndarray")
+        case ArrayReference():
+            return Entry(path, leaf.name, "np.ndarray", expected=leaf.spec, written_to=leaf.written_to)
+        case _:
+            return Entry(path, "", "", inline=True)
 
 
 def _leaves(
@@ -236,14 +245,16 @@ def _facts(location: layout.Location, metadata: ItemMetadata, store: ArrayStore)
     """What a person may want to know beside the tree."""
     saved = location.saved
     yield "layout", store.layout
-    pattern = "array_metadatas/process_*" if store.database is None else "ocdbt.process_[0-9]*"
+    pattern = "ocdbt.process_[0-9]*" if store.databases else "array_metadatas/process_*"
     processes = sum(1 for _ in location.directory.glob(pattern))
     if processes > 1:
         yield "processes", str(processes)
     handler = handler_of(saved, location.item or location.directory.name)
     if handler:
         yield "written by", f"Orbax {handler}"
-    if known := versions(location.directory, metadata):
+    if metadata.is_t5x:
+        yield "written by", "T5X"
+    elif known := versions(location.directory, metadata):
         yield "version", f"as Orbax {known} writes it"
     committed = saved.get("commit_timestamp_nsecs")
     if isinstance(committed, int):

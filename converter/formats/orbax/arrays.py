@@ -1,8 +1,7 @@
 """The arrays of an Orbax item: dtype and shape of all at once, how each of them lies on disk, values one by one.
 
-An array is a zarr 2 or zarr 3 array named after its leaf. All of them lie either in one OCDBT database (a key-value
-store in the files ``manifest.ocdbt`` and ``d/*``) or in one directory each. Orbax up to 0.4 with ``use_ocdbt=False``
-leaves OCDBT databases ``ocdbt.process_N`` that nobody ever merged into one.
+An array is a zarr 2 or zarr 3 array named after its leaf. All of them lie either in OCDBT databases (key-value stores
+in files ``manifest.ocdbt`` and ``d/*``; see ``databases``) or in one directory each.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from converter.dtypes import is_common_dtype, numpy_dtype
 from converter.errors import UnreadableCheckpoint, UnsupportedCheckpoint
 from converter.formats import decoding, zarr
 from converter.formats.chunks import chunk_bytes
-from converter.formats.ocdbt import read_database
+from converter.formats.orbax.databases import Databases
 from converter.formats.orbax.metadata import Entry, SavedArray, key_prefix
 from converter.formats.zarr import ZarrArray
 from converter.grid import Chunk, Grid, Index
@@ -29,6 +28,13 @@ from converter.tree import LeafSpec, array_spec
 if TYPE_CHECKING:
     import numpy as np
 
+_INCOMPLETE = "The checkpoint is incomplete; copy it again or use another step."
+_DAMAGED = "The checkpoint is damaged or incomplete; copy it again or use another step."
+_ZEROS = (
+    "If there are no more, these parts are zeros, which this Orbax did not store: merge the databases with "
+    "orbax.checkpoint.type_handlers.merge_ocdbt_per_process_files."
+)
+
 
 class ArrayStore:
     """The arrays below one item directory.
@@ -36,45 +42,53 @@ class ArrayStore:
     Args:
       directory: the item directory.
       zarr3: the arrays are zarr 3; zarr 2 if false.
-      all_stored: chunks of zeros are stored too, so an absent chunk is an error.
-
-    Raises:
-      UnsupportedCheckpoint: OCDBT databases of several processes that were never merged.
+      all_stored: chunks of zeros are stored too, in arrays of any kind, so an absent chunk is an error.
     """
 
     def __init__(self, directory: FilePath, zarr3: bool, all_stored: bool) -> None:
-        self.database = _find_database(directory)
+        self.databases = Databases(directory)
         self.version = "zarr3" if zarr3 else "zarr2"
         self._directory = directory
         self._all_stored = all_stored
 
     @property
     def layout(self) -> str:
-        """``OCDBT, zarr2``, ``files, zarr3`` …"""
-        return f"{'files' if self.database is None else 'OCDBT'}, {self.version}"
+        """``OCDBT, zarr2``, ``OCDBT (never merged), zarr2``, ``files, zarr3`` …"""
+        where = "OCDBT (never merged)" if self.databases.unmerged else "OCDBT" if self.databases else "files"
+        return f"{where}, {self.version}"
 
     def specs(self, entries: Sequence[Entry]) -> list[LeafSpec]:
         """What is known of every array without reading it.
 
         Raises:
-          UnreadableCheckpoint: the metadata of an array is missing or damaged.
+          UnreadableCheckpoint: the metadata of an array is missing or damaged; a database of a process is missing.
           UnsupportedCheckpoint: a dtype that NumPy and ml_dtypes do not know.
         """
         texts = [self._metadata(entry) for entry in entries]
-        missing = [format_path(entry.path) for entry, text in zip(entries, texts, strict=True) if text is None]
-        if missing:
-            listed = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-            raise UnreadableCheckpoint(
-                f"{self._directory}: some leaves are listed, but without array data: {listed}",
-                "The checkpoint is incomplete; copy it again or use another step.",
-            )
+        if None in texts:
+            raise self._without_data([entry for entry, text in zip(entries, texts, strict=True) if text is None])
+        if self.databases.unmerged:
+            self._refuse_lost_parts(entries)
         # Most arrays of a big checkpoint share their metadata, letter for letter.
         parsed: dict[bytes | None, LeafSpec] = {}
         for entry, text in zip(entries, texts, strict=True):
             if text not in parsed:
                 array = _parse(entry, text or b"")
                 parsed[text] = array_spec(array.dtype, array.shape)
+        for entry, text in zip(entries, texts, strict=True):
+            if entry.expected not in (None, parsed[text]):
+                problem = f"expected {entry.expected}, as noted beside it, found {parsed[text]}"
+                raise UnreadableCheckpoint(f"{format_path(entry.path)}: its array is another one: {problem}", _DAMAGED)
         return [parsed[text] for text in texts]
+
+    def _without_data(self, entries: Sequence[Entry]) -> UnreadableCheckpoint:
+        notes = [f" (written to {entry.written_to})" if entry.written_to else "" for entry in entries]
+        names = [f"{format_path(entry.path)}{note}" for entry, note in zip(entries, notes, strict=True)]
+        unmerged = f" ({self.databases.describe()})" if self.databases.unmerged else ""
+        return UnreadableCheckpoint(
+            f"{self._directory}: some leaves are listed, but without array data: {_listed(names)}{unmerged}",
+            "Copy the directories of the arrays here too: remote ones are not read." if any(notes) else _INCOMPLETE,
+        )
 
     def grid(self, entry: Entry, saved: SavedArray) -> Grid:
         """How an array lies on disk.
@@ -88,13 +102,34 @@ class ArrayStore:
         made = Grid(axes, array.order, array.encoding, chunks, linkable=True, origin=saved)
         if array.encoding.is_raw:
             self._check_lengths(entry, array, chunks)
-        if self._all_stored and len(chunks) != array.number:
+        if (self._all_stored or array.stores_zeros) and len(chunks) != array.number:
             lost = next(index for index in made.indices() if index not in chunks)
             raise UnreadableCheckpoint(
                 f"{format_path(entry.path)}: its chunk {array.chunk_key(lost)} is missing in {self._directory}",
-                "The checkpoint is damaged or incomplete; copy it again or use another step.",
+                _DAMAGED,
             )
         return made
+
+    def _refuse_lost_parts(self, entries: Sequence[Entry]) -> None:
+        """Refuses arrays whose missing chunks may lie in the database of a process that is not there.
+
+        Where chunks of zeros need not be stored (zarr 3 before Orbax 0.7), an array without any chunk is taken for
+        zeros, unless a process is known to be missing; one that has only some of its chunks could be either.
+        """
+        lost: list[str] = []
+        may_be_zeros = False
+        for entry in entries:
+            array = _parse(entry, self._metadata(entry) or b"")
+            stored, number = len(self._chunks(entry, array)), array.number
+            surely = self._all_stored or array.stores_zeros or bool(self.databases.lost)
+            if stored < number and (stored or surely):
+                lost.append(f"{format_path(entry.path)} ({number - stored} of {number} chunks)")
+                may_be_zeros |= not surely
+        if lost:
+            raise UnreadableCheckpoint(
+                f"{self._directory}: {self.databases.describe()}; parts of arrays are in none of them: {_listed(lost)}",
+                f"Copy the directories of all processes here. {_ZEROS if may_be_zeros else ''}".rstrip(),
+            )
 
     def _check_lengths(self, entry: Entry, array: ZarrArray, chunks: Mapping[Index, Chunk]) -> None:
         """Refuses chunks of bare elements that are too few or too many: nobody reads them where they are linked to."""
@@ -124,26 +159,22 @@ class ArrayStore:
 
     # Keys and values -------------------------------------------------------------------------------------------------
 
-    @functools.cached_property
-    def _values(self) -> Mapping[bytes, Chunk]:
-        """All values of the database."""
-        return read_database(self.database) if self.database is not None else {}
-
     def _prefix(self, entry: Entry) -> str:
         """What the keys of an array begin with.
 
         Raises:
           UnreadableCheckpoint: a name that leads out of the directory.
         """
-        if self.database is None and (entry.name[:1] == "/" or "\0" in entry.name or ".." in entry.name.split("/")):
-            raise UnreadableCheckpoint(f"{format_path(entry.path)}: the name {entry.name!r} leaves {self._directory}")
+        if not self.databases and (entry.name[:1] == "/" or "\0" in entry.name or ".." in entry.name.split("/")):
+            problem = f"the name {entry.name!r} leaves {self._directory}"
+            raise UnreadableCheckpoint(f"{format_path(entry.path)}: {problem}", _DAMAGED)
         return key_prefix(entry.name)
 
     def _metadata(self, entry: Entry) -> bytes | None:
         """``.zarray`` (zarr 2) or ``zarr.json`` (zarr 3), None where it is absent."""
         key = self._prefix(entry) + zarr.METADATA_KEYS[self.version]
-        if self.database is not None:
-            value = self._values.get(key.encode())
+        if self.databases:
+            value = self.databases.values.get(key.encode())
             return value if value is None else chunk_bytes(value)
         try:
             return (self._directory / key).read_bytes()
@@ -153,12 +184,12 @@ class ArrayStore:
     def _chunks(self, entry: Entry, array: ZarrArray) -> dict[Index, Chunk]:
         """The chunks that are stored."""
         prefix = self._prefix(entry)
-        if self.database is None:
+        if not self.databases:
             files = _files(self._directory / prefix)
             _check_number(array, len(files))
             place = f"{self._directory}/{prefix}"
             return {index: Extent(place + key, 0, files[key]) for index, key in array.places() if key in files}
-        values = self._values
+        values = self.databases.values
         _check_number(array, len(values))
         stored = ((index, values.get(f"{prefix}{key}".encode())) for index, key in array.places())
         return {index: chunk for index, chunk in stored if chunk is not None}
@@ -168,14 +199,27 @@ class ArrayStore:
         import numpy as np
         import tensorstore as ts
 
-        place: dict[str, Any] = {"driver": "file", "path": f"{self._directory}/{self._prefix(entry)}"}
-        if self.database is not None:
-            base = {"driver": "file", "path": f"{self.database}/"}
-            place = {"driver": "ocdbt", "base": base, "path": self._prefix(entry)}
         driver = "zarr3" if self.version == "zarr3" else "zarr"
+        context = ts.Context()
         with _reporting("TensorStore"):
-            opened = ts.open({"driver": driver, "kvstore": place}, open=True, read=True).result()
+            place = self._copy_in_memory(entry, context) if self.databases else self._file_spec(entry)
+            opened = ts.open({"driver": driver, "kvstore": place}, open=True, read=True, context=context).result()
             return np.asarray(opened.read().result())
+
+    def _file_spec(self, entry: Entry) -> dict[str, Any]:
+        return {"driver": "file", "path": f"{self._directory}/{self._prefix(entry)}"}
+
+    def _copy_in_memory(self, entry: Entry, context: Any) -> dict[str, Any]:
+        """The values of one array in a store of TensorStore's own, which knows no union of databases."""
+        import tensorstore as ts
+
+        spec = {"driver": "memory", "path": self._prefix(entry)}
+        store = ts.KvStore.open(spec, context=context).result()
+        prefix = self._prefix(entry).encode()
+        for key, value in self.databases.values.items():
+            if key.startswith(prefix):
+                store[key.removeprefix(prefix)] = chunk_bytes(value)
+        return spec
 
 
 def _check_number(array: ZarrArray, stored: int) -> None:
@@ -203,18 +247,8 @@ def _files(directory: FilePath) -> dict[str, int]:
     return found
 
 
-def _find_database(directory: FilePath) -> FilePath | None:
-    """The directory of the OCDBT database, None where every array has a directory of its own."""
-    if (directory / "manifest.ocdbt").is_file():
-        return directory
-    unmerged = sorted(manifest.parent for manifest in directory.glob("ocdbt.process_*/manifest.ocdbt"))
-    if len(unmerged) > 1:
-        raise UnsupportedCheckpoint(
-            f"{directory} is an Orbax checkpoint of {len(unmerged)} processes whose OCDBT databases "
-            f"({', '.join(path.name for path in unmerged)}) were never merged: manifest.ocdbt is missing",
-            "Restore it with the Orbax version that wrote it and save it again.",
-        )
-    return unmerged[0] if unmerged else None
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _parse(entry: Entry, text: bytes) -> ZarrArray:
@@ -255,6 +289,4 @@ def _reporting(what: str) -> Iterator[None]:
         yield
     except (ValueError, KeyError, NotImplementedError, OSError, RuntimeError) as error:
         reason = str(error).partition(" [tensorstore_spec=")[0].partition(" [source locations=")[0]
-        raise UnreadableCheckpoint(
-            f"{what}: {reason}", "The checkpoint is damaged or incomplete; copy it again or use another step."
-        ) from None
+        raise UnreadableCheckpoint(f"{what}: {reason}", _DAMAGED) from None

@@ -6,7 +6,7 @@ Four levels occur, and a user may name any of them:
   ``Checkpointer``, ``flax.training.checkpoints``);
 * a step directory with one directory per item: ``default``, ``state``, ``params`` … (the root of a v1 save is one);
 * an item directory, which holds the tree: ``_METADATA`` beside ``manifest.ocdbt`` or one directory per array;
-* an item directory of Orbax 0.1-0.2: a msgpack file ``checkpoint`` instead of ``_METADATA``.
+* an item directory of Orbax 0.1-0.2 and T5X: a msgpack file ``checkpoint`` instead of ``_METADATA``.
 
 Measured on checkpoints written by orbax-checkpoint 0.1 to 0.12.8. Nothing here reads more than names and small files.
 """
@@ -34,6 +34,8 @@ DEFAULT_ITEMS = ("default", "state", "pytree")
 
 JSON_FILES = ("metadata", "data.json", "metrics")
 """The file of a JSON item: as Orbax, its v1 and the metrics of a CheckpointManager call it."""
+
+_T5X_UNFINISHED = re.compile(r"checkpoint_\d+\.tmp-\d+")
 
 _STEP_NAME = re.compile(r"(?:.*_)?(?P<step>\d+)")
 
@@ -70,7 +72,7 @@ def looks_like_orbax(path: FilePath) -> bool:
     try:
         if not path.is_dir():
             return False
-        if is_item(path) or _is_marked(path) or UNFINISHED in path.name or _unfinished_saves(path):
+        if is_item(path) or _is_marked(path) or _is_unfinished(path.name) or _unfinished_saves(path):
             return True
         return bool(_steps(path)) or any(is_item(child) for child in _directories(path))
     except OSError:
@@ -117,8 +119,8 @@ def locate(path: FilePath, step: int | None = None, item: str | None = None) -> 
         what = "is a file; an Orbax checkpoint is a directory" if path.exists() else "does not exist"
         raise UnreadableCheckpoint(f"{path} {what}")
     root = FilePath(os.path.abspath(path))
-    if UNFINISHED in root.name or UNFINISHED in root.parent.name:
-        raise _unfinished(f"{path} is an unfinished Orbax save")
+    if _is_unfinished(root.name) or UNFINISHED in root.parent.name:
+        raise _unfinished(f"{path} is an unfinished save")
     steps = {} if is_item(root) or _is_marked(root) else _steps(root)
     chosen = _choose_step(root, steps, step)
     directory = root if chosen is None else steps[chosen][0]
@@ -144,7 +146,7 @@ def choices(path: FilePath, step: int | None = None) -> tuple[str, ...]:
       UnreadableCheckpoint, UsageError: as ``locate``.
     """
     root = FilePath(os.path.abspath(path))
-    if is_item(root) or UNFINISHED in root.name:
+    if is_item(root) or _is_unfinished(root.name):
         return ()
     steps = {} if _is_marked(root) else _steps(root)
     chosen = _choose_step(root, steps, step)
@@ -196,9 +198,9 @@ def _choose_step(root: FilePath, steps: Mapping[int, list[FilePath]], step: int 
         step = max(steps)
     if step not in steps:
         for name in _unfinished_saves(root):
-            match = _STEP_NAME.fullmatch(name.partition(UNFINISHED)[0])
+            match = _STEP_NAME.fullmatch(name.partition(UNFINISHED)[0].partition(".tmp-")[0])
             if match is not None and int(match["step"]) == step:
-                raise _unfinished(f"step {step} of {root} is an unfinished Orbax save")
+                raise _unfinished(f"step {step} of {root} is an unfinished save")
         if not steps:
             raise UsageError(f"{root} has no step directories, so step {step} cannot be chosen", "Leave out --step.")
         listed = ", ".join(map(str, steps))
@@ -231,7 +233,7 @@ def _items(directory: FilePath, saved: Mapping[str, Any]) -> tuple[list[str], di
 def _choose_item(directory: FilePath, trees: list[str], others: Mapping[str, str], item: str | None) -> str:
     if not trees:
         if _unfinished_saves(directory):
-            raise _unfinished(f"{directory} holds only unfinished Orbax saves")
+            raise _unfinished(f"{directory} holds only unfinished saves")
         listed = ", ".join(f"{name} ({what})" for name, what in others.items())
         raise UnreadableCheckpoint(
             f"{directory} holds no tree of arrays" + (f", only {listed}" if listed and _is_marked(directory) else ""),
@@ -256,18 +258,22 @@ def _choose_item(directory: FilePath, trees: list[str], others: Mapping[str, str
 def _directories(directory: FilePath) -> Iterator[FilePath]:
     """Subdirectories by name, without unfinished saves."""
     with os.scandir(directory) as entries:
-        names = sorted(entry.name for entry in entries if UNFINISHED not in entry.name and entry.is_dir())
+        names = sorted(entry.name for entry in entries if not _is_unfinished(entry.name) and entry.is_dir())
     return (directory / name for name in names)
+
+
+def _is_unfinished(name: str) -> bool:
+    return UNFINISHED in name or _T5X_UNFINISHED.fullmatch(name) is not None
 
 
 def _unfinished_saves(directory: FilePath) -> tuple[str, ...]:
     with os.scandir(directory) as entries:
-        return tuple(sorted(entry.name for entry in entries if UNFINISHED in entry.name))
+        return tuple(sorted(entry.name for entry in entries if _is_unfinished(entry.name)))
 
 
 def _unfinished(message: str) -> UnreadableCheckpoint:
     return UnreadableCheckpoint(
-        message, "Orbax renames a save when it is complete. Use another step, or save the checkpoint again."
+        message, "A save gets its name when it is complete. Use another step, or save the checkpoint again."
     )
 
 

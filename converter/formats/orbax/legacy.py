@@ -1,8 +1,9 @@
-"""The msgpack file ``checkpoint`` of older Orbax items: the whole tree up to 0.2, values saved "aggregated" up to 0.5.
+"""The msgpack file ``checkpoint`` of T5X and older Orbax: the whole tree up to 0.2, values "aggregated" up to 0.5.
 
-A leaf is the text ``PLACEHOLDER://<name>`` where its array has a directory of its own, else the value itself, encoded
-as ``flax.serialization`` does: extension 1 is an array, 2 a complex number, 3 a NumPy scalar, and an array of more than
-2**30 bytes is a dict of chunks. Seen in files written by orbax-checkpoint 0.2.0 and 0.4.4.
+A leaf is the text ``PLACEHOLDER://<name>`` (in T5X a spec of TensorStore, see ``t5x``) where its array has a directory
+of its own, else the value itself, encoded as ``flax.serialization`` does: extension 1 is an array, 2 a complex number,
+3 a NumPy scalar, and an array of more than 2**30 bytes is a dict of chunks. Seen in files written by orbax-checkpoint
+0.2.0 and 0.4.4.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 from converter.dtypes import numpy_dtype
 from converter.errors import UnreadableCheckpoint, UnsupportedCheckpoint
+from converter.formats.t5x import ArrayReference, is_spec, read_spec
 from converter.paths import IndexKey, Key, Path, format_path
 from converter.tree import Leaf, LeafKind, LeafSpec, array_spec, empty_spec
 
@@ -30,12 +32,12 @@ class Placeholder:
     name: str
 
 
-def read_legacy_tree(file: FilePath) -> dict[Path, Leaf | Placeholder]:
+def read_legacy_tree(file: FilePath) -> dict[Path, Leaf | Placeholder | ArrayReference]:
     """Reads the file as a whole; its arrays are in memory then.
 
     Raises:
       UnreadableCheckpoint: absent, truncated or no msgpack.
-      UnsupportedCheckpoint: leaves that refer to files of other processes.
+      UnsupportedCheckpoint: leaves that refer to files of other processes, or to arrays in another way than T5X does.
     """
     import msgpack
 
@@ -61,8 +63,10 @@ def _decode(code: int, data: bytes) -> Any:
     return array if code == _ARRAY else array[()]
 
 
-def _leaves(value: Any, path: Path) -> Iterator[tuple[Path, Leaf | Placeholder]]:
-    if isinstance(value, dict) and _CHUNKED in value:
+def _leaves(value: Any, path: Path) -> Iterator[tuple[Path, Leaf | Placeholder | ArrayReference]]:
+    if is_spec(value):
+        yield path, read_spec(value, path)
+    elif isinstance(value, dict) and _CHUNKED in value:
         yield path, _leaf(_join_chunks(value), path)
     elif isinstance(value, dict) and value:
         for key, child in value.items():

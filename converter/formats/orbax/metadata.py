@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from converter.errors import UnreadableCheckpoint, UnsupportedCheckpoint
 from converter.formats.checkpoint import Sharding
 from converter.paths import IndexKey, Key, Path, format_path
+from converter.tree import LeafSpec
 
 METADATA_FILE = "_METADATA"
 LEGACY_FILE = "checkpoint"
@@ -46,12 +47,16 @@ class Entry(NamedTuple):
       name: what its data are called on disk: the keys joined by dots.
       value_type: ``jax.Array``, ``np.ndarray``, ``scalar``, ``string`` or a key of ``EMPTY_TYPES``.
       inline: the value stands in the msgpack file ``checkpoint`` (Orbax up to 0.5 with ``SaveArgs(aggregate=True)``).
+      expected: what the array has to be, where T5X notes that beside the array too.
+      written_to: where the array was written, if that was elsewhere (T5X).
     """
 
     path: Path
     name: str
     value_type: str
     inline: bool = False
+    expected: LeafSpec | None = None
+    written_to: str = ""
 
     @property
     def is_empty(self) -> bool:
@@ -76,6 +81,7 @@ class ItemMetadata:
       all_stored: chunks of zeros are stored too, so an absent chunk is lost data (Orbax from 0.11).
       custom: the user's own metadata.
       fields: the names of all fields of the file.
+      is_t5x: written by T5X, not by Orbax.
     """
 
     entries: tuple[Entry, ...]
@@ -83,6 +89,7 @@ class ItemMetadata:
     all_stored: bool = False
     custom: Any = None
     fields: frozenset[str] = frozenset()
+    is_t5x: bool = False
 
 
 def read_item_metadata(directory: FilePath) -> ItemMetadata:
