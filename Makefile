@@ -12,10 +12,11 @@ PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-slow test-all test-complete lint format fixtures bench bench-quick clean
+.PHONY: help install demo test test-slow test-all test-complete test-third-party test-published lint format fixtures \
+    bench bench-quick clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "PYTHON=… chooses the Python, JOBS=… the number of test processes, ONLY=… the fixtures to make."
 
@@ -55,6 +56,13 @@ test-all: ## run all tests with every supported Python on this machine
 	if [ -z "$$tested" ]; then echo "None of Python $(VERSIONS) is installed." >&2; exit 1; fi; \
 	if [ -n "$$failed" ]; then echo "Failed with Python$$failed." >&2; exit 1; fi; \
 	echo "Passed with Python$$tested."
+
+test-third-party: ## run the tests on models of others, in a virtual environment of their own
+	@$(MAKE) --no-print-directory test-published VENV=.venv-third-party EXTRA=third-party
+
+test-published: $(STAMP)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/rules/align/published.txt
+	@$(PYTEST) -rs tests/rules/align/test_third_party.py tests/rules/align/test_published_pairs.py
 
 lint: $(STAMP) ## check style, format and types
 	@$(BIN)/ruff check

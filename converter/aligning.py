@@ -12,7 +12,7 @@ from converter.folding import columns
 from converter.models import Model
 from converter.options import MethodOptions, read_linen_model, read_nnx_model, read_signature, suited
 from converter.proof import evidence
-from converter.rules.align.alignment import Alignment, align_models
+from converter.rules.align.alignment import Alignment, align_models, searched
 from converter.rules.align.confidence import Confidence
 from converter.rules.align.rule_text import Written, rules_of
 from converter.rules.link import Name, format_name
@@ -32,6 +32,8 @@ class AlignmentReport:
 
     Attributes:
       linen, nnx: what the models are called.
+      inputs: what both were called with, in words.
+      variables: the variables of Linen and of NNX that were to be found in the other one.
       alignment: what belongs together, and what is not known.
       found: the same as rules, folded over layers.
       unstated: what rules cannot state, one line each.
@@ -39,6 +41,8 @@ class AlignmentReport:
 
     linen: str
     nnx: str
+    inputs: tuple[str, ...]
+    variables: tuple[Mapping[Name, LeafSpec], Mapping[Name, LeafSpec]]
     alignment: Alignment
     found: tuple[Written, ...]
     unstated: tuple[str, ...]
@@ -79,15 +83,20 @@ class AlignmentReport:
         lines += [f"  {line}" for line in columns(rows)] if self.found else []
         lines += ["", *(f"  not to be stated in rules: {text}" for text in self.unstated)] if self.unstated else []
         known = [c for c in Confidence if counts[c]]
-        lines += ["", *(f"  {c.value}: {c.meaning}" for c in known)] if known else []
+        meanings = [f"  {c.value}: {c.meaning(self.alignment.confirmed)}" for c in known]
+        lines += ["", *meanings] if meanings else []
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
         """The report for machines."""
+        linen, nnx = self.variables
         return {
+            "ok": self.ok,
             "linen": self.linen,
             "nnx": self.nnx,
+            "variables": {"linen": _texts(linen), "nnx": _texts(nnx)},
             "confirmed": self.alignment.confirmed,
+            "outputs": self._outputs_to_json() if self.alignment.confirmed else None,
             "aligned": [
                 {
                     "linen": [format_name(name) for name in aligned.piece.linen],
@@ -98,9 +107,22 @@ class AlignmentReport:
                 }
                 for aligned in self.alignment.found
             ],
-            "problems": [text for text, _ in self.alignment.problems],
+            "problems": [{"problem": text, "advice": advice} for text, advice in self.alignment.problems],
             "unstated": list(self.unstated),
+            "rules": self.rules if self.ok and not self.unstated else None,
         }
+
+    def _outputs_to_json(self) -> dict[str, Any]:
+        """How near both models were, in the words of a verification of outputs."""
+        outputs = [
+            {"name": each.name, "spec": each.spec, "max_abs": each.gap, "limit": each.limit, "bitwise": not each.gap}
+            for each in self.alignment.measured
+        ]
+        return {"ok": True, "inputs": list(self.inputs), "outputs": outputs}
+
+
+def _texts(variables: Mapping[Name, LeafSpec]) -> dict[str, str]:
+    return {format_name(name): str(spec) for name, spec in variables.items()}
 
 
 def _row(rule: Written) -> tuple[str, str, str, str]:
@@ -151,7 +173,10 @@ def align(
     alignment = align_models(linen, nnx, told, allow_guess=allow_guess)
     found, unstated = rules_of(alignment.found, (_specs(linen), _specs(nnx)))
     names = type(linen.module).__name__, type(nnx.module).__name__
-    return AlignmentReport(*names, alignment, tuple(found), tuple(unstated))
+    described = (signature.recipe or signature.arguments).described()
+    return AlignmentReport(
+        *names, described, (searched(linen), searched(nnx)), alignment, tuple(found), tuple(unstated)
+    )
 
 
 def _specs(model: Model) -> dict[Name, LeafSpec]:

@@ -181,6 +181,7 @@ def align_command(
     nnx_model: str | None,
     output: FilePath | None,
     force: bool,
+    report: FilePath | None,
     as_json: bool,
     quiet: bool,
     **options: Any,
@@ -193,18 +194,21 @@ def align_command(
 
     if linen_model is None or nnx_model is None:
         raise UsageError("two models are needed", "Give both --linen-model and --nnx-model.")
-    if output is not None:
-        check_file(output, "rule file")
-        if output.exists() and not force:
-            raise DestinationError(f"{output} exists already", "Give another name, or --force to replace it.")
-    report = align(linen_model, nnx_model, **_read_calls(options))
-    if not report.ok and not as_json and not quiet:
-        console.write_out(report.text())
-    report.check()
-    if output is not None:
-        report.check_rules()
-        write_file(output, "rule file", report.rules)
-    console.show(report, as_json=as_json, quiet=quiet)
+    if report is not None and output is not None and report.resolve() == output.resolve():
+        raise UsageError("--report and --output name the same file", "Give the page and the rule file different names.")
+    with reporting(report) as page:
+        if output is not None:
+            check_file(output, "rule file")
+            if output.exists() and not force:
+                raise DestinationError(f"{output} exists already", "Give another name, or --force to replace it.")
+        found = page.result = align(linen_model, nnx_model, **_read_calls(options))
+        if not found.ok and not as_json and not quiet:
+            console.write_out(found.text())
+        found.check()
+        if output is not None:
+            found.check_rules()
+            write_file(output, "rule file", found.rules)
+    console.show(found, as_json=as_json, quiet=quiet)
 
 
 @app.command("demo", cls=Command, sections=DEMO)

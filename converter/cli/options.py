@@ -231,7 +231,7 @@ ALIGN: Sections = {
     "Models": (NNX_MODEL, LINEN_MODEL),
     "Calls": CALLS,
     "Result": (TO_FILE, OVERWRITE, ALLOW_GUESS),
-    "Output": (JSON, QUIET, DEBUG, HELP),
+    "Output": (JSON, REPORT, QUIET, DEBUG, HELP),
 }
 DEMO: Sections = {
     "Options": (

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from converter.folding import Row, folded
-from converter.html_report.groups import Group, Pair
+from converter.html_report.groups import UNSURE, Group, Pair
 from converter.html_report.markup import Content, Markup, join, path, paths, tag
 from converter.planning.wording import count, size_text
 
@@ -20,10 +20,15 @@ SHOWN_DIFFERENCES = 300
 SHOWN_LINES = 300
 
 
-def correspondence(groups: Sequence[Group], all_groups: int) -> Markup:
-    """The table: one body for each group, with the leaves that it stands for below it."""
-    told = any(group.confidence for group in groups)
-    names = ["Source", "Target", "Array", "Operation", *(["Confidence"] if told else []), "Bytes"]
+def correspondence(groups: Sequence[Group], all_groups: int, sides: tuple[str, str]) -> Markup:
+    """The table: one body for each group, with the leaves that it stands for below it.
+
+    Args:
+      sides: what the two sides are called.
+    """
+    names = [*sides, "Array", "Operation"]
+    names += ["Confidence"] if any(group.confidence for group in groups) else []
+    names += ["Bytes"] if any(group.nbytes or group.strategy for group in groups) else []
     head = tag("thead", tag("tr", *(tag("th", name, scope="col") for name in names)))
     left = SHOWN_MEMBERS_IN_ALL
     bodies = []
@@ -41,18 +46,22 @@ def _body(group: Group, names: Sequence[str], shown: int) -> Markup:
         "filled": tag("span", "nothing: filled in", class_="badge filled"),
         "empty": tag("span", "holds nothing", class_="badge empty"),
         "dropped": tag("span", "nothing: dropped", class_="badge dropped"),
+        "open": tag("span", "not known", class_="badge open"),
         "moved": Markup(""),
     }
     plain = group.operation == "rewrap" or group.kind != "moved"
+    both = group.paths.sources, group.paths.targets
+    ends = [
+        tag("td", paths(own) if own else kinds[group.kind], class_="end", data_label=name)
+        for name, own in zip(names, both, strict=False)
+    ]
     cells: dict[str, Content] = {
-        "Source": paths(group.paths.sources) if group.paths.sources else kinds[group.kind],
-        "Target": paths(group.paths.targets) if group.paths.targets else kinds[group.kind],
         "Array": _array(group),
         "Operation": tag("span", group.operation, class_="quiet" if plain else "operation"),
-        "Confidence": tag("span", group.confidence, class_="sure" if group.confidence == "exact" else "unsure"),
+        "Confidence": _confidence(group),
         "Bytes": _bytes(group),
     }
-    row = tag("tr", *(tag("td", cells[name], data_label=name) for name in names))
+    row = tag("tr", *ends, *(tag("td", cells[name], data_label=name) for name in names[2:]))
     kind = "unmatched" if group.kind != "moved" else None
     return tag("tbody", row, _members(group, shown, len(names)), id=f"g{group.number}", class_=kind, tabindex=-1)
 
@@ -60,6 +69,13 @@ def _body(group: Group, names: Sequence[str], shown: int) -> Markup:
 def _array(group: Group) -> Markup:
     times = tag("span", f"{group.leaves:,} × ", class_="times") if group.leaves > 1 else None
     return tag("span", times, group.leaf, class_="spec")
+
+
+def _confidence(group: Group) -> Markup | None:
+    if not group.confidence:
+        return None
+    word = tag("span", group.confidence, class_="unsure" if group.confidence in UNSURE else "sure")
+    return join(word, tag("span", f" ({group.remark})", class_="quiet") if group.remark else None)
 
 
 def _bytes(group: Group) -> Markup | None:
@@ -75,7 +91,8 @@ def _members(group: Group, shown: int, columns: int) -> Markup | None:
     rows = [tag("li", _pair(pair)) for pair in group.members[:shown]]
     if len(group.members) > shown:
         rows.append(tag("li", f"… and {len(group.members) - shown:,} more in the JSON", class_="quiet"))
-    summary = tag("summary", count(len(group.members), "correspondence", "correspondences"), ", one by one")
+    words = ("correspondence", "correspondences") if group.kind == "moved" else ("leaf", "leaves")
+    summary = tag("summary", count(len(group.members), *words), ", one by one")
     return tag("tr", tag("td", tag("details", summary, tag("ol", *rows)), colspan=columns), class_="members")
 
 

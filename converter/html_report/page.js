@@ -12,13 +12,15 @@
     const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
     return new Response(stream).text();
   }
-  one("#save").addEventListener("click", async () => {
+  function save(text, type, name) {
     const link = document.createElement("a");
-    link.href = URL.createObjectURL(new Blob([await value()], { type: "application/json" }));
-    link.download = "report.json";
+    link.href = URL.createObjectURL(new Blob([text], { type }));
+    link.download = name;
     link.click();
     URL.revokeObjectURL(link.href);
-  });
+  }
+  one("#save").addEventListener("click", async () => save(await value(), "application/json", "report.json"));
+  one("#save-rules")?.addEventListener("click", () => save(one("#rules pre").textContent, "text/plain", "map.toml"));
 
   const trees = one(".trees");
   if (!trees) return;

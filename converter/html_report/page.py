@@ -8,13 +8,14 @@ import hashlib
 import html.parser
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import resources
 from string import Template
 from typing import Any
 
 from converter import __version__
-from converter.html_report import details, plot, summary, trees
-from converter.html_report.groups import Group, groups_of
+from converter.html_report import alignment, details, plot, summary, trees
+from converter.html_report.groups import UNSURE, Group, groups_of
 from converter.html_report.markup import Markup, join, tag
 from converter.planning.wording import count, size_text
 
@@ -29,25 +30,52 @@ def to_html(value: Mapping[str, Any]) -> str:
 
     The page needs nothing but itself. The same value always makes the same page.
     """
-    plan = value if "steps" in value else value.get("plan")
+    aligned = alignment.is_alignment(value)
+    plan = alignment.plan_of(value) if aligned else value if "steps" in value else value.get("plan")
     groups = groups_of(plan) if plan else []
-    found = summary.verdict(value, plan)
+    told = _of_alignment(value) if aligned else _of_conversion(value, plan, groups)
     style, script = _part("page.css"), _part("page.js")
     return Template(_part("page.html")).substitute(
-        title=tag("title", f"{found.title}: flax-convert"),
+        title=tag("title", f"{told.verdict.title}: flax-convert"),
         policy=f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; "
         "base-uri 'none'; form-action 'none'",
         style=style,
         script=script,
-        banner=summary.banner(found, value, _headline(plan, groups)),
-        cards=summary.cards(value, plan, groups),
-        problems=_given(details.problems(value, plan)),
+        banner=summary.banner(told.verdict, value, told.headline),
+        cards=told.cards,
+        problems=_given(told.problems),
         differences=_given(details.differences(value)),
         outputs=_outputs(value.get("outputs")),
-        trees=_trees(plan, groups) if groups and plan else "",
-        losses=join(*details.losses(groups), *details.lists(value, plan)),
+        trees=_trees(plan, groups, ("Linen", "NNX") if aligned else ("Source", "Target")) if groups and plan else "",
+        losses=join(*details.losses(groups), *details.lists(value, plan), told.rules),
         version=tag("span", f"flax-convert {__version__}"),
         data=_embed(value),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What is told in other words of a conversion than of an alignment."""
+
+    verdict: summary.Verdict
+    headline: str
+    cards: Markup
+    problems: Markup | None
+    rules: Markup | None = None
+
+
+def _of_conversion(value: Mapping[str, Any], plan: Mapping[str, Any] | None, groups: list[Group]) -> _Told:
+    return _Told(
+        summary.verdict(value, plan),
+        _headline(plan, groups),
+        summary.cards(value, plan, groups),
+        details.problems(value, plan),
+    )
+
+
+def _of_alignment(value: Mapping[str, Any]) -> _Told:
+    return _Told(
+        alignment.verdict(value), "", alignment.cards(value), alignment.problems(value), alignment.rules(value)
     )
 
 
@@ -74,10 +102,10 @@ def _outputs(result: Mapping[str, Any] | None) -> Markup:
     return tag("section", tag("h2", "Outputs"), plot.plot(result["outputs"]), id="outputs")
 
 
-def _trees(plan: Mapping[str, Any], groups: list[Group]) -> Markup:
+def _trees(plan: Mapping[str, Any], groups: list[Group], sides: tuple[str, str]) -> Markup:
     shown = groups[: details.SHOWN_GROUPS]
     more = f"The first {len(shown):,} of {len(groups):,} rows; the JSON has all." if len(shown) < len(groups) else ""
-    unsure = any(group.confidence not in ("", "exact") for group in shown)
+    unsure = any(group.confidence in UNSURE for group in shown)
     return join(
         tag(
             "section",
@@ -85,11 +113,16 @@ def _trees(plan: Mapping[str, Any], groups: list[Group]) -> Markup:
             tag("p", more, class_="quiet") if more else None,
             Markup(_part("tools.html")),
             trees.legend(unsure),
-            trees.side_by_side(shown, (_title(plan["from"]), _title(plan["to"]))),
+            trees.side_by_side(shown, sides, (_title(plan["from"]), _title(plan["to"]))),
             tag("p", class_="told scripted", id="told", aria_live="polite", hidden=True),
             id="trees",
         ),
-        tag("section", tag("h2", "Correspondence"), details.correspondence(shown, len(groups)), id="correspondence"),
+        tag(
+            "section",
+            tag("h2", "Correspondence"),
+            details.correspondence(shown, len(groups), sides),
+            id="correspondence",
+        ),
     )
 
 

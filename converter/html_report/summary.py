@@ -85,9 +85,9 @@ def cards(value: Mapping[str, Any], plan: Mapping[str, Any] | None, groups: Sequ
 
 def _check(name: str, result: Mapping[str, Any] | None) -> Markup:
     if not result:
-        return _card(name, "open", "not checked", [tag("p", _MISSING[name], class_="quiet")])
+        return card(name, "open", "not checked", [tag("p", _MISSING[name], class_="quiet")])
     parts = {"structure": _structure, "values": _values, "outputs": _outputs}[name](result)
-    return _card(name, "good" if result["ok"] else "bad", "equal" if result["ok"] else "DIFFERENT", parts)
+    return card(name, "good" if result["ok"] else "bad", "equal" if result["ok"] else "DIFFERENT", parts)
 
 
 _MISSING = {
@@ -97,10 +97,12 @@ _MISSING = {
 }
 
 
-def _card(name: str, tone: str, word: str, parts: Iterable[Markup]) -> Markup:
+def card(name: str, tone: str, word: str, parts: Iterable[Markup]) -> Markup:
+    """A card; without a tone it tells something, and judges nothing."""
     title = tag("h2", name.capitalize())
-    verdict = tag("p", tag("span", SYMBOLS[tone], aria_hidden="true"), " ", word, class_="word")
-    return tag("section", title, verdict, *parts, class_=f"card {tone}", id=f"card-{name}")
+    symbol = tag("span", SYMBOLS[tone], aria_hidden="true") if tone else None
+    verdict = tag("p", symbol, " ", word, class_="word") if word else None
+    return tag("section", title, verdict, *parts, class_=f"card {tone}".rstrip(), id=f"card-{name}")
 
 
 def _structure(result: Mapping[str, Any]) -> list[Markup]:
@@ -195,5 +197,4 @@ def _confidence(groups: Sequence[Group]) -> Markup:
         if group.confidence:
             leaves[group.confidence] = leaves.get(group.confidence, 0) + group.leaves
     rows = [tag("li", tag("b", name), f" {count(number, 'leaf', 'leaves')}") for name, number in leaves.items()]
-    words = tag("ul", *rows, class_="shares")
-    return tag("section", tag("h2", "Confidence"), words, class_="card", id="card-confidence")
+    return card("confidence", "", "", [tag("ul", *rows, class_="shares")])

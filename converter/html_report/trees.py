@@ -32,10 +32,11 @@ class _Node:
         )
 
 
-def side_by_side(groups: Sequence[Group], titles: tuple[str, str]) -> Markup:
+def side_by_side(groups: Sequence[Group], sides: tuple[str, str], titles: tuple[str, str]) -> Markup:
     """Both trees, folded to the same height: what corresponds is often alike in its last keys.
 
     Args:
+      sides: what the two sides are called.
       titles: what the source and the target are.
     """
     trees = [_grown((path, group) for group in groups for path in paths(group)) for paths in (_sources, _targets)]
@@ -45,12 +46,12 @@ def side_by_side(groups: Sequence[Group], titles: tuple[str, str]) -> Markup:
     columns = [
         tag(
             "section",
-            tag("h3", name, tag("span", title, class_="title"), class_="side"),
+            tag("h3", side, tag("span", title, class_="title"), class_="side"),
             tag("ul", *_items(tree, height, name)) if tree.children else tag("p", "No leaves.", class_="quiet"),
             class_=f"tree {name}",
-            aria_label=f"{name} tree",
+            aria_label=f"{side} tree",
         )
-        for name, title, tree in zip(("source", "target"), titles, trees, strict=True)
+        for name, side, title, tree in zip(("source", "target"), sides, titles, trees, strict=True)
     ]
     return tag("div", columns[0], tag("div", class_="gutter"), columns[1], class_="trees")
 
@@ -125,14 +126,14 @@ def _number(group: Group, side: str) -> int:
     return group.leaves if side == "target" else group.sources
 
 
-BADGES = {"dropped": "dropped", "filled": "filled in", "empty": "holds nothing"}
+BADGES = {"dropped": "dropped", "filled": "filled in", "empty": "holds nothing", "open": "not known"}
 
 
 def legend(guesses: bool) -> Markup:
     """What the lines between the trees mean."""
     kinds = [("same", "renamed or re-wrapped, bits untouched"), ("made", "made by an operation")]
     if guesses:
-        kinds.append(("unsure", "not exact: traced, numeric or guessed"))
+        kinds.append(("unsure", "numeric or guessed: the computation alone does not tell"))
     rows = [tag("li", _line(kind), " ", told) for kind, told in kinds]
     return tag("ul", *rows, class_="legend scripted", aria_label="Lines between the trees", hidden=True)
 

@@ -43,4 +43,4 @@ def evidence(
             return error.message
 
     trial = Trial(linen, nnx, signature)
-    return Evidence(traces, trial.confirm, trial.silent, programs, trial.shows)
+    return Evidence(traces, trial.confirm, trial.silent, programs, trial.shows, trial.measured)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from converter.dtypes import described
 from converter.proof.calls import Outputs
 from converter.proof.values import is_inexact
+from converter.rules.matching.evidence import Measured
 
 TOLERANCE: Mapping[str, float] = {"float64": 1e-5, "float32": 1e-5, "bfloat16": 2e-2, "float16": 2e-3}
 """Largest accepted difference, relative to the largest output, where models run in the precision they were written for.
@@ -63,6 +65,18 @@ def disagreement(left: Outputs, right: Outputs, limit: float) -> str:
         if gap > limit * scale:
             return f"{name} {_shape(value)}: the largest difference is {gap:.3g}, the largest number {scale:.3g}"
     return ""
+
+
+def gaps(left: Outputs, right: Outputs, limit: float) -> list[Measured]:
+    """How far the arrays among the outputs of Linen (left) and NNX are apart, for a limit relative to their size."""
+    import numpy as np
+
+    found = []
+    for name, value in left.items():
+        if isinstance(value, np.ndarray):
+            gap, scale = gap_and_scale(value, right[name])
+            found.append(Measured(name, described(value), gap, limit * scale))
+    return found
 
 
 def gap_and_scale(left: Any, right: Any) -> tuple[float, float]:

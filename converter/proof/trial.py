@@ -18,6 +18,7 @@ from converter.proof.outputs import (
     MARGIN,
     as_numpy,
     disagreement,
+    gaps,
     largest,
     limit_of,
     real_numbers,
@@ -35,6 +36,7 @@ from converter.proof.values import (
 )
 from converter.rules.link import Name
 from converter.rules.matching.board import Piece
+from converter.rules.matching.evidence import Measured
 
 ONE_BY_ONE = 8
 """How many groups of variables are changed one after the other where derivatives do not tell. Each costs a run."""
@@ -42,13 +44,14 @@ ONE_BY_ONE = 8
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """Values and inputs on which both models agree, and what Linen's returns for them."""
+    """Values and inputs on which both models agree, what Linen's returns for them, and how near NNX comes to it."""
 
     draw: int
     traced: Traced
     values: Mapping[Name, Any]
     inputs: Sequence[Any]
     outputs: Outputs
+    measured: Sequence[Measured] = ()
 
     @property
     def arguments(self) -> list[Any]:
@@ -116,7 +119,8 @@ class Trial:
         with numbers():
             left, right = self._outputs(point, other, [*translated.values(), *inputs])
         objection, limit = self._disagreement(left, right) if tells(left) else ("", 0.0)
-        return replace(point, outputs=left), objection, limit
+        near = () if objection else gaps(left, right, limit)
+        return replace(point, outputs=left, measured=near), objection, limit
 
     def _translated(self, pieces: Sequence[Piece], draw: int) -> tuple[dict[Name, Any], dict[Name, Any]]:
         """Values for Linen, such that nothing is lost by the pieces, and what they make of them for NNX."""
@@ -167,6 +171,15 @@ class Trial:
             if not objection:
                 return "", limit
         return objection, 0.0
+
+    def measured(self) -> list[Measured]:
+        """How near each output was, in the run in which it came nearest to its limit."""
+        worst: dict[str, Measured] = {}
+        for each in (each for point in self._points for each in point.measured):
+            known = worst.setdefault(each.name, each)
+            if each.gap * known.limit > known.gap * each.limit:
+                worst[each.name] = each
+        return list(worst.values())
 
     # What the outputs depend on --------------------------------------------------------------------------------------
 

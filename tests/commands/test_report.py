@@ -92,6 +92,36 @@ def test_a_plan(cli: Any, source: Path, tmp_path: Path) -> None:
     assert "Planned" in headline(tmp_path / "page.html")
 
 
+def test_an_alignment(cli: Any, fixtures_dir: Path, tmp_path: Path) -> None:
+    unlike = fixtures_dir / "unlike.py"
+    models = ["--linen-model", f"{unlike}:linen_recurrent", "--nnx-model", f"{unlike}:nnx_recurrent"]
+    words = ["align", *models, "--input", "float32[2,5,4]", "-o", "map.toml", "--report", "page.html"]
+    result = cli(*words, "--json")
+    assert result.code == 0, result.err
+    found = read(tmp_path / "page.html")
+    assert found == json.loads(result.out)
+    assert found["rules"] == (tmp_path / "map.toml").read_text(encoding="utf-8")
+    assert all(each["max_abs"] <= each["limit"] for each in found["outputs"]["outputs"])
+    assert "Aligned and confirmed" in headline(tmp_path / "page.html")
+
+
+def test_an_alignment_that_is_refused(cli: Any, models: str, tmp_path: Path) -> None:
+    words = ["--linen-model", f"{models}:linen_mlp", "--nnx-model", f"{models}:nnx_dense", "--input", "float32[2,4]"]
+    result = cli("align", *words, "-o", "map.toml", "--report", "page.html", "--json")
+    assert result.code == 3, result.err
+    found = read(tmp_path / "page.html")
+    assert found == json.loads(result.out)
+    assert found["problems"]
+    assert found["rules"] is None
+    assert "Not aligned" in headline(tmp_path / "page.html")
+    assert [place.name for place in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_a_page_in_the_place_of_the_rule_file(refuses: Any) -> None:
+    words = ["--linen-model", "no.py:a", "--nnx-model", "no.py:b", "-o", "map.toml", "--report", "./map.toml"]
+    refuses(2, "align", *words, mentions="name the same file")
+
+
 def test_a_source_that_cannot_be_read(cli: Any, tmp_path: Path) -> None:
     result = cli("nnx-to-linen", "missing", "out", "--json", "--report", "page.html")
     assert result.code == 2

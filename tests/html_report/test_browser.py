@@ -13,7 +13,17 @@ import pytest
 
 import converter
 from converter.html_report.page import to_html
-from tests.html_report.values import everything, layered, plan, report, step, unlike
+from tests.html_report.values import (
+    aligned_layers,
+    alignment,
+    everything,
+    layered,
+    plan,
+    refused_alignment,
+    report,
+    step,
+    unlike,
+)
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
@@ -126,8 +136,10 @@ def test_each_difference_is_drawn_on_its_side_of_the_limit(width: int, opened: O
         report([step("params/" + "a_long_name" * 12 + "/kernel", "model/" + "x" * 90 + "/kernel")], source="y" * 300),
         plan(layered(3), problems=["z" * 200 + " has no place"]),
         report(unlike(300)),
+        alignment(aligned_layers(), linen="L" * 80, rules="# " + "r" * 300),
+        refused_alignment(),
     ],
-    ids=["everything", "long names", "problems", "many"],
+    ids=["everything", "long names", "problems", "many", "alignment", "refused alignment"],
 )
 def test_nothing_is_wider_than_the_screen(width: int, value: Any, opened: Open) -> None:
     page = opened(value, width)
@@ -159,9 +171,12 @@ CONTRAST = """() => {
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_stands_out_from_its_ground(scheme: str, opened: Open) -> None:
+@pytest.mark.parametrize(
+    "value", [everything(), refused_alignment(), alignment(aligned_layers())], ids=["everything", "refused", "aligned"]
+)
+def test_text_stands_out_from_its_ground(value: Any, scheme: str, opened: Open) -> None:
     """At least 4.5 to 1, as WCAG 2.2 asks for (1.4.3)."""
-    found = opened(everything(), color_scheme=scheme).evaluate(CONTRAST)
+    found = opened(value, color_scheme=scheme).evaluate(CONTRAST)
     assert len(found) > 100
     assert [each for each in found if each[0] < 4.5] == []
 
@@ -206,8 +221,8 @@ def test_lines_lead_from_each_leaf_to_its_counterpart(width: int, opened: Open) 
 def test_lines_tell_what_kind_of_correspondence_they_are(opened: Open) -> None:
     page = opened(everything())
     kinds = {kind: page.locator(f".links .link.{kind}").count() for kind in ("same", "made", "unsure")}
-    assert kinds == {"same": 8, "made": 1, "unsure": 3}
-    assert "traced, numeric or guessed" in page.inner_text(".legend")
+    assert kinds == {"same": 8, "made": 2, "unsure": 2}
+    assert "numeric or guessed" in page.inner_text(".legend")
 
 
 def test_pointing_at_a_leaf_shows_its_counterpart(opened: Open) -> None:
@@ -273,6 +288,42 @@ def test_filtering_by_path_looks_into_what_is_folded(opened: Open) -> None:
         "up/kernel ×32 float32[8,8]",
         "down/kernel ×32 float32[8,8]",
     ]
+
+
+# Alignments ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_an_alignment(width: int, opened: Open, tmp_path: Path) -> None:
+    value = alignment(aligned_layers())
+    page = opened(value, width)
+    assert page.inner_text("h1") == "○ Aligned, with guesses"
+    assert page.locator(".tree h3").all_inner_texts() == ["Linen\nEncoder", "NNX\nDecoder"]
+    assert "✓ confirmed" in page.inner_text("#card-confirmation")
+    assert "int32[2,5] < 17" in page.inner_text("#card-confirmation")
+    kinds = {kind: page.locator(f".links .link.{kind}").count() for kind in ("same", "made", "unsure")}
+    assert kinds == {"same": 3, "made": 1, "unsure": 2}
+    page.locator(".source .leaf", has_text="{q,k,v}/kernel").hover()
+    assert "qkv/w" in page.inner_text(".target .leaf.lit")
+    assert "stack of 3 · exact" in page.inner_text("#told")
+    page.fill("#filter", "blocks/7/qkv")
+    assert page.locator("#pairs > tbody:visible").count() == 1
+    assert wide(page) <= width
+    with page.expect_download() as waiting:
+        page.get_by_role("button", name="Save the rule file").click()
+    waiting.value.save_as(tmp_path / "map.toml")
+    assert (tmp_path / "map.toml").read_text(encoding="utf-8") == value["rules"]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_what_an_alignment_leaves_open(width: int, opened: Open) -> None:
+    page = opened(refused_alignment(), width)
+    assert page.inner_text("h1") == "✗ Not aligned"
+    assert page.get_by_text("What would settle it: Give inputs that tell them apart.").is_visible()
+    assert "✗ not confirmed" in page.inner_text("#card-confirmation")
+    for side in ("source", "target"):
+        assert page.locator(f".tree.{side} .badge.open:visible").count() == 1
+    assert wide(page) <= width
 
 
 # Without a script, and out of the page -------------------------------------------------------------------------------

@@ -20,7 +20,19 @@ from converter.html_report.page import embedded, to_html
 from converter.html_report.plot import scale_of
 from converter.paths import format_path
 from tests.html_report.reading import Page
-from tests.html_report.values import everything, layered, output, plan, report, step, unlike
+from tests.html_report.values import (
+    aligned_layers,
+    alignment,
+    everything,
+    layered,
+    output,
+    pair,
+    plan,
+    refused_alignment,
+    report,
+    step,
+    unlike,
+)
 
 MEGABYTE = 1 << 20
 
@@ -220,6 +232,10 @@ ERROR = {"message": "no such file\nanywhere", "advice": "Look again.", "exit_cod
         (plan(layered(1), problems=["a/b has no place"]), "✗ Refused"),
         ({"ok": False, "plan": plan([]), "error": {**ERROR, "exit_code": 3}}, "✗ Refused"),
         ({"ok": False, "error": ERROR}, "✗ Failed"),
+        (alignment([pair(["params/a"], ["params/b"])]), "✓ Aligned and confirmed"),
+        (alignment(aligned_layers()), "○ Aligned, with guesses"),
+        (alignment([pair(["params/a"], ["params/b"])], error=ERROR, rules=None), "○ Aligned, but not as rules"),
+        (refused_alignment(), "✗ Not aligned"),
     ],
 )
 def test_the_verdict_is_the_headline(value: dict[str, Any], words: str):
@@ -252,6 +268,49 @@ def test_everything_that_is_told_is_there(full: Page):
     text = full.text("p")
     for words in ("max rel 1.1e-06", "max ULP 12", "max abs inf", "bit for bit equal", "Seeds: 0, 1, 2"):
         assert words in text
+
+
+# Alignments ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_alignment_is_told_as_pairs_of_linen_and_nnx():
+    page = Page(to_html(alignment(aligned_layers(), unstated=["params/head: tied"])))
+    assert page.texts["th"] == ["Linen", "NNX", "Array", "Operation", "Confidence"]
+    assert "params/layer_{0…11}/up/kernel" in page.texts["code"]
+    assert "blocks/{0…11}/up/w" in page.texts["code"], "without the collection, which no path in a module begins with"
+    assert {"stack of 3", "guessed", " (not used by the call)", "nothing: dropped"} <= set(page.texts["span"])
+    assert "only Linen adds it: it has to be zero" in page.text("span")
+    assert '[[rule]]\nlinen = "params/<b>"\nnnx = "b"\n' in page.texts["pre"]
+    assert "params/head: tied" in page.texts["li"]
+    assert {"25 traced", "13 exact", "1 numeric", "1 guessed"} <= set(page.texts["b"])
+    inner = {link[1:] for link in page.links if link.startswith("#")}
+    assert inner <= set(page.ids)
+
+
+def test_what_an_alignment_leaves_open_stands_with_what_would_settle_it():
+    value = refused_alignment()
+    page = Page(to_html(value))
+    assert embedded(to_html(value)) == value
+    for problem in value["problems"]:
+        assert problem["problem"] in page.texts["li"]
+        assert f"What would settle it: {problem['advice']}" in page.texts["p"]
+    assert page.texts["span"].count("not known") == 4, "a badge in each tree, and in each row"
+    assert "params/branch_{0…3}/kernel" in page.texts["code"]
+    assert "twigs/{0…3}/w" in page.texts["code"]
+    assert "Rule file" not in page.texts["h2"]
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"linen": {"params/a": "f", "params/b": "f"}, "nnx": {"params/a": "f"}}, "a counterpart for every variable"),
+        ({"linen": {"params/a": "f"}, "nnx": {"params/a": "f"}}, "their outputs differ"),
+    ],
+)
+def test_a_missing_confirmation_says_why(more: dict[str, Any], words: str):
+    problems = [{"problem": "p", "advice": ""}]
+    value = alignment([pair(["params/a"], ["params/a"])], variables=more, confirmed=False, outputs=None, ok=False)
+    assert words in Page(to_html(value | {"problems": problems, "rules": None})).text("p")
 
 
 # The plot ------------------------------------------------------------------------------------------------------------

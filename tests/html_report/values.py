@@ -123,3 +123,65 @@ def everything() -> dict[str, Any]:
     advice = "Nothing was kept. --no-verify writes the result all the same."
     value["error"] = {"message": "in/checkpoint → out", "advice": advice, "exit_code": 1}
     return value
+
+
+def pair(linen: Iterable[str], nnx: Iterable[str], confidence: str = "exact", **more: Any) -> dict[str, Any]:
+    """Variables that are each other's, as an alignment tells."""
+    made = {"linen": list(linen), "nnx": list(nnx), "operation": "", "confidence": confidence, "remark": ""}
+    return {**made, **more}
+
+
+def alignment(aligned: Iterable[dict[str, Any]], **more: Any) -> dict[str, Any]:
+    """What ``align --json`` prints of models that were confirmed to compute the same."""
+    aligned = list(aligned)
+    return {
+        "ok": True,
+        "linen": "Encoder",
+        "nnx": "Decoder",
+        "variables": {
+            side: {name: "float32[8,8]" for each in aligned for name in each[side]} for side in ("linen", "nnx")
+        },
+        "confirmed": True,
+        "outputs": {"ok": True, "inputs": ["int32[2,5] < 17"], "outputs": [output("output", 2e-16, 1e-10)]},
+        "aligned": aligned,
+        "problems": [],
+        "unstated": [],
+        "rules": '[[rule]]\nlinen = "params/<b>"\nnnx = "b"\n',
+        **more,
+    }
+
+
+def aligned_layers() -> list[dict[str, Any]]:
+    """Pairs of twelve layers and of what is around them, in all classes of confidence."""
+    layers = [
+        pair([f"params/layer_{n}/{key}/kernel"], [f"params/blocks/{n}/{key}/w"], "traced")
+        for n in range(12)
+        for key in ("up", "down")
+    ]
+    fused = [
+        pair(
+            [f"params/layer_{n}/{each}/kernel" for each in "qkv"], [f"params/blocks/{n}/qkv/w"], operation="stack of 3"
+        )
+        for n in range(12)
+    ]
+    return [
+        *layers,
+        *fused,
+        pair(["params/embed/embedding"], ["params/table/w"]),
+        pair(["params/left/kernel"], ["params/first/w"], "numeric"),
+        pair(["batch_stats/norm/mean"], ["batch_stats/norm/mean"], "guessed", remark="not used by the call"),
+        pair(["params/head/bias"], [], "traced", operation="only Linen adds it: it has to be zero", remark="zero"),
+    ]
+
+
+def refused_alignment() -> dict[str, Any]:
+    """An alignment with open questions, as the error that the command ends with."""
+    value = alignment(aligned_layers(), ok=False, confirmed=False, outputs=None, rules=None)
+    value["variables"]["linen"] |= {f"params/branch_{n}/kernel": "float32[8,8]" for n in range(4)}
+    value["variables"]["nnx"] |= {f"params/twigs/{n}/w": "float32[8,8]" for n in range(4)}
+    unlike = "Give inputs that tell them apart."
+    value["problems"] = [
+        {"problem": "params/branch_0/kernel of Linen can be any of params/twigs/0/w of NNX", "advice": unlike},
+        {"problem": "params/spare: float32[3] of NNX is not used by the call", "advice": "Align a call that uses it."},
+    ]
+    return {**value, "error": {"message": "cannot be aligned", "advice": unlike, "exit_code": 3}}

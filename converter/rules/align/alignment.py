@@ -24,7 +24,7 @@ from converter.rules.align.uses import EACH
 from converter.rules.align.views import Region
 from converter.rules.link import Name, format_name
 from converter.rules.matching.board import Piece
-from converter.rules.matching.evidence import Evidence
+from converter.rules.matching.evidence import Evidence, Measured
 from converter.rules.operations import REWRAP, Drop, fill_number
 from converter.training_state import PARAMS
 from converter.tree import LeafSpec
@@ -74,11 +74,13 @@ class Alignment:
       found: the groups, in the order of Linen's variables.
       problems: one line for everything that is not known, with advice.
       confirmed: whether running both models confirmed what was found.
+      measured: how near the outputs were then.
     """
 
     found: list[Aligned] = field(default_factory=list)
     problems: list[tuple[str, str]] = field(default_factory=list)
     confirmed: bool = False
+    measured: Sequence[Measured] = ()
 
     @property
     def pieces(self) -> list[Piece]:
@@ -217,6 +219,7 @@ class _Attempt:
             objection = self._evidence.confirm(self._result.pieces)
             self._result.confirmed = not objection
             if not objection:
+                self._result.measured = self._evidence.measured()
                 self._doubt_silent(sketches[0])
             else:
                 text = f"what was read off the computation does not give the same outputs: {objection}"

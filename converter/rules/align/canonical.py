@@ -267,14 +267,14 @@ def _product(sketcher: _Sketcher, node: Node, operands: list[Term], varying: lis
     (contracted, batched), rank = node.details, len(node.shape)
     free_left = len(left.shape) - len(contracted[0]) - len(batched[0])
     middle = len(batched[0]) + free_left
-    distances = [
-        sketcher.consumers.distance_to_sum(node, axes) for axes in (range(len(batched[0]), middle), range(middle, rank))
-    ]
-    if distances[0] == distances[1]:
+    near, far = (
+        sketcher.consumers.distances_to_sums(node, axes)
+        for axes in (range(len(batched[0]), middle), range(middle, rank))
+    )
+    if near == far:
         operands = sorted(operands, key=lambda term: term.number)
         return sketcher.term("scores", "symmetric", operands)
-    nearest_first = distances[1] is None or (distances[0] is not None and distances[0] < distances[1])
-    return sketcher.term("scores", None, operands if nearest_first else operands[::-1])
+    return sketcher.term("scores", None, operands if near < far else operands[::-1])
 
 
 def _gathered(sketcher: _Sketcher, node: Node, operands: list[Term], varying: list[Term]) -> Term:

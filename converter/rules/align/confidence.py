@@ -10,7 +10,7 @@ from converter.rules.align.levels import Level
 class Confidence(enum.Enum):
     """The classes, the surest first.
 
-    All but guesses have been confirmed by running both models; guesses are about variables that the call does not use,
+    All but guesses are to be confirmed by running both models; guesses are about variables that the call does not use,
     or does not use in a way that shows.
     """
 
@@ -19,15 +19,15 @@ class Confidence(enum.Enum):
     NUMERIC = "numeric"
     GUESSED = "guessed"
 
-    @property
-    def meaning(self) -> str:
-        return _MEANINGS[self]
+    def meaning(self, confirmed: bool) -> str:
+        """What the class says, and whether running both models has confirmed it."""
+        return _MEANINGS[self] + ("; confirmed" if confirmed and self is not Confidence.GUESSED else "")
 
 
 _MEANINGS = {
-    Confidence.EXACT: "the only variable that the call uses in this way, in both models; confirmed",
-    Confidence.TRACED: "the only one at this place of the computation, or one of several that are alike; confirmed",
-    Confidence.NUMERIC: "told by the numbers that both models compute; confirmed",
+    Confidence.EXACT: "the only variable that the call uses in this way, in both models",
+    Confidence.TRACED: "the only one at this place of the computation, or one of several that are alike",
+    Confidence.NUMERIC: "told by the numbers that both models compute",
     Confidence.GUESSED: "told by its name alone",
 }
 

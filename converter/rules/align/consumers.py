@@ -6,8 +6,9 @@ softmax that follows sums over the keys, so the operand whose own axis is summed
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from converter.rules.align.graph import Node, live, reshape_groups
 from converter.rules.align.pushing import ELEMENTWISE, REDUCTIONS
@@ -26,9 +27,17 @@ class Consumers:
             for place, operand in enumerate(node.operands):
                 self._users[operand.number].append((node, place))
 
-    def distance_to_sum(self, node: Node, axes: Iterable[int]) -> int | None:
-        """How many operations further on one of the axes is summed over; None where none of them is."""
-        waiting = deque((node, axis, 0) for axis in axes)
+    def distances_to_sums(self, node: Node, axes: Sequence[int]) -> tuple[float, float]:
+        """How many operations further on the last and the first of the axes are summed over.
+
+        Groups of queries that share their keys are summed over with the heads; what marks queries is that their
+        positions are not. Nothing, or what is never summed over, is infinitely far away.
+        """
+        found = [self._distance_to_sum(node, axis) for axis in axes if node.shape[axis] > 1]
+        return max(found, default=math.inf), min(found, default=math.inf)
+
+    def _distance_to_sum(self, node: Node, axis: int) -> float:
+        waiting = deque([(node, axis, 0)])
         seen: set[tuple[int, int]] = set()
         while waiting and len(seen) < SEARCHED:
             node, axis, distance = waiting.popleft()
@@ -39,7 +48,7 @@ class Consumers:
                 if _sums(user, place, axis):
                     return distance
                 waiting.extend((user, after, distance + 1) for after in _followed(user, node, axis))
-        return None
+        return math.inf
 
 
 def _sums(user: Node, place: int, axis: int) -> bool:

@@ -11,7 +11,7 @@ from converter.rules.align.constants import computed, literal
 from converter.rules.align.graph import CONSTANT, INPUT, Graph, Node
 from converter.rules.align.loops import conditional, scan, while_loop
 from converter.rules.align.pushing import ELEMENTWISE, REDUCTIONS, Convolution, Cut, Cutter
-from converter.rules.align.views import View
+from converter.rules.align.views import Region, View
 
 _SAME = frozenset(
     {
@@ -31,16 +31,16 @@ class Lowering:
     """Makes the nodes of a graph from the equations of jaxprs.
 
     Args:
-      whole: variables that are never cut.
+      kept: parts of variables that are not cut further.
 
     Attributes:
       graph: the nodes.
       cutter: cuts them.
     """
 
-    def __init__(self, whole: Collection[int] = ()) -> None:
+    def __init__(self, kept: Collection[Region] = ()) -> None:
         self.graph = Graph()
-        self.cutter = Cutter(self.graph, whole)
+        self.cutter = Cutter(self.graph, kept)
         self._calls = 0
 
     def program(self, closed: Any, variables: Sequence[bool]) -> list[Node]:

@@ -7,12 +7,13 @@ apart, this makes both the same graph, and the fused variable several views.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from converter.rules.align.graph import CONSTANT, VARIABLE, Graph, Node, reshape_groups
-from converter.rules.align.views import View, merged
+from converter.rules.align.views import Region, View, merged
 
 ELEMENTWISE = frozenset(
     {
@@ -54,12 +55,16 @@ class Cutter:
 
     Args:
       graph: where the nodes are made.
-      whole: variables that are not cut because they are used as a whole elsewhere.
+      kept: parts of variables that are not cut further because they are used as a whole elsewhere.
+
+    Attributes:
+      origins: for each part that was cut out of a variable the larger parts that it was cut out of.
     """
 
-    def __init__(self, graph: Graph, whole: Collection[int] = ()) -> None:
+    def __init__(self, graph: Graph, kept: Collection[Region] = ()) -> None:
         self._graph = graph
-        self._whole = frozenset(whole)
+        self._kept = frozenset(kept)
+        self.origins: dict[Region, set[Region]] = defaultdict(set)
         self._known: dict[tuple[int, Cut], Node | None] = {}
 
     def cut(self, node: Node, cut: Cut) -> Node:
@@ -122,10 +127,16 @@ class Cutter:
         return self._graph.constant(part, cut.shape(node.shape), is_real=node.is_real, key=key)
 
     def _view(self, node: Node, cut: Cut) -> Node | None:
-        if node.details.variable in self._whole:
-            return None
         view = node.details.taken(cut.axis, cut.start, cut.count, cut.step)
-        return None if view is None else self._graph.view(view, node.is_real)
+        return None if view is None else self._cut_out(node, view)
+
+    def _cut_out(self, node: Node, view: View) -> Node | None:
+        """A part of the part of a variable that a node is, unless that is kept together."""
+        whole = node.details.region
+        if whole in self._kept:
+            return None
+        self.origins[view.region].add(whole)
+        return self._graph.view(view, node.is_real)
 
     def _concatenation(self, node: Node, cut: Cut) -> Node | None:
         (axis,) = node.details
@@ -208,14 +219,12 @@ class Cutter:
     def _cut_of_view(self, source: Node, axis: int, sizes: tuple[int, int, int], cut: Cut) -> Node | None:
         shape = (*source.shape[:axis], *sizes, *source.shape[axis + 1 :])
         apart = source.details.reshaped(shape)
-        if apart is None or source.details.variable in self._whole:
-            return None
-        part = apart.taken(axis + 1, cut.start, cut.count, cut.step)
+        part = apart and apart.taken(axis + 1, cut.start, cut.count, cut.step)
         if part is None:
             return None
         joined = merged(part.axes[axis] + part.axes[axis + 1] + part.axes[axis + 2])
         kept = View(part.variable, part.offset, (*part.axes[:axis], joined, *part.axes[axis + 3 :]))
-        return self._graph.view(kept, source.is_real)
+        return self._cut_out(source, kept)
 
     def _cut_through(self, source: Node, axis: int, sizes: tuple[int, int, int], cut: Cut) -> Node | None:
         """The same below operations that leave this axis as it is."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping
 
 from converter.models.program import Program
 from converter.rules.align.canonical import Sketch, Term, sketch_of
@@ -17,12 +17,15 @@ class Sketches:
 
     def __init__(self, program: Program) -> None:
         self.program = program
-        self._results = Lowering().program(program.closed, program.searched)
-        literal = sketch_of(self._results, literally=True)
-        whole = _used_whole_and_in_parts(literal.leaves) | _rotated(literal)
-        if whole:
-            # Variables that are used as a whole in one place and in parts in another are not cut: that tells nothing.
-            self._results = Lowering(whole).program(program.closed, program.searched)
+        kept: set[Region] = set()
+        while True:
+            lowering = Lowering(kept)
+            self._results = lowering.program(program.closed, program.searched)
+            literal = sketch_of(self._results, literally=True)
+            found = _better_kept(literal, lowering.cutter.origins)
+            if found <= kept:
+                break
+            kept |= found
 
     def sketch(self, *, by_role: bool = False, zeros: Collection[Region] = (), literally: bool = False) -> Sketch:
         """The canonical form; see ``canonical.sketch_of``."""
@@ -34,16 +37,27 @@ class Sketches:
         return dict(enumerate(self.program.shapes))
 
 
-def _used_whole_and_in_parts(regions: Collection[Region]) -> set[int]:
-    """The variables of which parts are used that are parts of each other."""
+Origins = Mapping[Region, Collection[Region]]
+"""For each part that was cut out of a variable the larger parts that it was cut out of."""
+
+
+def _better_kept(sketch: Sketch, origins: Origins) -> set[Region]:
+    """What is better left together: the pieces of these parts tell nothing."""
+    pieces = [*_used_within_others(sketch.leaves), *_rotated(sketch, origins)]
+    return {whole for piece in pieces for whole in origins.get(piece, ())}
+
+
+def _used_within_others(regions: Collection[Region]) -> list[Region]:
+    """The parts that lie within other parts that are used too."""
     used: dict[int, list[Region]] = defaultdict(list)
     for region in regions:
         used[region.variable].append(region)
-    return {variable for variable, parts in used.items() if _overlap(parts)}
-
-
-def _overlap(parts: Sequence[Region]) -> bool:
-    return any(_within(small, large) for small in parts for large in parts if small.size < large.size)
+    return [
+        small
+        for parts in used.values()
+        for small in parts
+        if any(_within(small, large) for large in parts if small.size < large.size)
+    ]
 
 
 def _within(small: Region, large: Region) -> bool:
@@ -52,22 +66,23 @@ def _within(small: Region, large: Region) -> bool:
     return first <= small.offset and small.offset + sum((s - 1) * stride for s, stride in small.runs) <= last
 
 
-def _rotated(sketch: Sketch) -> set[int]:
-    """The variables that are used in two halves, each of them twice: rotary positions turn the halves of each head.
+def _rotated(sketch: Sketch, origins: Origins) -> list[Region]:
+    """The halves of what is used in two halves, each of them twice: rotary positions turn the halves of each head.
 
-    Another model may turn whole heads, so these are not cut.
+    Another model may turn whole heads.
     """
     users: dict[int, list[Term]] = defaultdict(list)
     for term in sketch.terms:
         for operand in dict.fromkeys(term.operands):
             users[operand.number].append(term)
-    halves: dict[int, list[bool]] = defaultdict(list)
+    halves: dict[Region, list[tuple[Region, bool]]] = defaultdict(list)
     for region, leaf in sketch.leaves.items():
         term, following = leaf, users[leaf.number]
         while len(following) == 1 and _only_scales(following[0], term, leaf):
             term, following = following[0], users[following[0].number]
-        halves[region.variable].append(term is not leaf and len(following) == 2)
-    return {variable for variable, twice in halves.items() if twice == [True, True]}
+        for whole in origins.get(region, ()):
+            halves[whole].append((region, term is not leaf and len(following) == 2))
+    return [half for both in halves.values() if [twice for _, twice in both] == [True, True] for half, _ in both]
 
 
 def _only_scales(user: Term, term: Term, leaf: Term) -> bool:

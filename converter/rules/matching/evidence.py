@@ -12,6 +12,22 @@ from converter.rules.matching.board import Piece
 
 
 @dataclass(frozen=True, slots=True)
+class Measured:
+    """How near one output of both models was in the runs that confirmed a correspondence.
+
+    Attributes:
+      name, spec: which output, and its dtype and shape as it was computed.
+      gap: the largest difference.
+      limit: the largest difference that would have passed.
+    """
+
+    name: str
+    spec: str
+    gap: float
+    limit: float
+
+
+@dataclass(frozen=True, slots=True)
 class Evidence:
     """Questions to both models; each is worked out when it is asked, once.
 
@@ -25,6 +41,7 @@ class Evidence:
       programs: the traced call of the Linen model, and those of the NNX model in the ways in which it may be called
         (evaluating, and as it is); why there are none, if a call fails.
       shows: whether the outputs depend on the variables at all. To be asked after a confirmation.
+      measured: how near the outputs were. To be asked after a confirmation.
     """
 
     traces: Callable[[], tuple[Trace, Trace] | str]
@@ -32,3 +49,4 @@ class Evidence:
     silent: Callable[[Sequence[Sequence[Name]]], Collection[int]]
     programs: Callable[[], tuple[Program, Sequence[Program]] | str] = lambda: "the models cannot be called"
     shows: Callable[[], bool] = lambda: True
+    measured: Callable[[], Sequence[Measured]] = tuple

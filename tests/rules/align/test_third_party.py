@@ -1,74 +1,42 @@
 """The Linen models of Hugging Face against NNX models that were written from the papers.
 
-They need transformers 4.57, the last release with Flax models, on the import path, and are skipped without it.
+They need transformers 4.57, the last release with Flax models, and are skipped without it: ``make test-third-party``.
 """
 
 from __future__ import annotations
 
-import re
-import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
-from flax import nnx
 
-from converter import align, linen_to_nnx
-from converter.rules.link import format_name
 from tests.rules.align.papers import HEADS, HIDDEN, LAYERS, VOCABULARY, WIDTH, Bert, Gpt, Llama, Vit
+from tests.rules.align.third_party import (
+    IDS,
+    IMAGES,
+    MASK,
+    POSITIONS,
+    ThirdParty,
+    check_alignment,
+    hugging_face,
+    sizes,
+)
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    transformers = pytest.importorskip("transformers", exc_type=ImportError)
-    pytest.importorskip("transformers.modeling_flax_utils", exc_type=ImportError)
-
-SHAPE = (2, 7)
-IDS = np.random.default_rng(0).integers(0, VOCABULARY, SHAPE)
-MASK = np.ones(SHAPE, int)
-POSITIONS = np.broadcast_to(np.arange(SHAPE[1]), SHAPE)
-
-
-@dataclass(frozen=True)
-class ThirdParty:
-    """A model of Hugging Face and one from the paper.
-
-    Attributes:
-      truth: by regular expressions over the names of Linen what NNX calls the same.
-    """
-
-    linen: Callable[[], Any]
-    nnx: Callable[[], nnx.Module]
-    inputs: tuple[Any, ...]
-    truth: Mapping[str, str]
-    linen_output: str = "last_hidden_state"
-    linen_kwargs: Mapping[str, Any] = field(default_factory=dict)
-
-
-def shared(**more: Any) -> dict[str, Any]:
-    return {
-        "hidden_size": WIDTH,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS,
-        "intermediate_size": HIDDEN,
-        **more,
-    }
+transformers = hugging_face()
+pytestmark = pytest.mark.filterwarnings("ignore")  # what old models say to new libraries
 
 
 def vit() -> Any:
     from transformers.models.vit.modeling_flax_vit import FlaxViTModule
 
-    config = transformers.ViTConfig(**shared(image_size=8, patch_size=4))
+    config = transformers.ViTConfig(**sizes(image_size=8, patch_size=4))
     return FlaxViTModule(config, add_pooling_layer=False)
 
 
 def bert() -> Any:
     from transformers.models.bert.modeling_flax_bert import FlaxBertModule
 
-    return FlaxBertModule(transformers.BertConfig(**shared(vocab_size=VOCABULARY, max_position_embeddings=16)))
+    return FlaxBertModule(transformers.BertConfig(**sizes(vocab_size=VOCABULARY, max_position_embeddings=16)))
 
 
 def gpt() -> Any:
@@ -84,8 +52,8 @@ def llama(kv_heads: int) -> Callable[[], Any]:
     def make() -> Any:
         from transformers.models.llama.modeling_flax_llama import FlaxLlamaModule
 
-        sizes = shared(vocab_size=VOCABULARY, max_position_embeddings=16, num_key_value_heads=kv_heads)
-        return FlaxLlamaModule(transformers.LlamaConfig(**sizes))
+        own = sizes(vocab_size=VOCABULARY, max_position_embeddings=16, num_key_value_heads=kv_heads)
+        return FlaxLlamaModule(transformers.LlamaConfig(**own))
 
     return make
 
@@ -113,7 +81,7 @@ CASES = {
     "vit": ThirdParty(
         vit,
         Vit,
-        (np.random.default_rng(1).normal(size=(2, 8, 8, 3)).astype(np.float32),),
+        (IMAGES,),
         {
             **ENCODER,
             r"layer/(\d+)/layernorm_before/": r"blocks/\1/norm1/",
@@ -123,6 +91,7 @@ CASES = {
             "position_embeddings": "positions",
             "params/layernorm/": "norm/",
         },
+        linen_output="last_hidden_state",
     ),
     "bert": ThirdParty(
         bert,
@@ -138,7 +107,6 @@ CASES = {
             "token_type_embeddings/": "types",
             "pooler/": "pooler/",
         },
-        linen_output="",
         linen_kwargs={"head_mask": None, "return_dict": False},
     ),
     "gpt2": ThirdParty(
@@ -155,42 +123,16 @@ CASES = {
             "wte/": "words",
             "wpe/": "positions",
         },
+        linen_output="last_hidden_state",
     ),
     # Without a mask and with the usual positions, which the model of the paper does not even take.
-    "llama": ThirdParty(llama(HEADS), Llama, (IDS,), LLAMA, linen_kwargs=KNOWN),
-    "llama_with_one_key_head": ThirdParty(llama(1), lambda: Llama(1), (IDS,), LLAMA, linen_kwargs=KNOWN),
+    "llama": ThirdParty(llama(HEADS), Llama, (IDS,), LLAMA, "last_hidden_state", linen_kwargs=KNOWN),
+    "llama_with_one_key_head": ThirdParty(
+        llama(1), lambda: Llama(1), (IDS,), LLAMA, "last_hidden_state", linen_kwargs=KNOWN
+    ),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_models_of_hugging_face(case: str):
-    third = CASES[case]
-    linen = third.linen()
-    inputs = tuple(jnp.asarray(array) for array in third.inputs)
-    options = {"linen_kwargs": third.linen_kwargs, "linen_output": third.linen_output}
-    report = align(linen, third.nnx, inputs, **options)
-    report.check()
-    for aligned in report.alignment.found:
-        for name in aligned.piece.linen:
-            matching = [nnx for pattern, nnx in third.truth.items() if re.search(pattern, format_name(name))]
-            assert matching, format_name(name)
-            expected = re.sub(f".*?{_pattern(third, name)}.*", matching[0], format_name(name))
-            assert all(format_name(nnx).startswith(f"params/{expected}") for nnx in aligned.piece.nnx)
-    _assert_same_outputs(third, linen, inputs, report.rules)
-
-
-def _pattern(third: ThirdParty, name: Any) -> str:
-    return next(pattern for pattern in third.truth if re.search(pattern, format_name(name)))
-
-
-def _assert_same_outputs(third: ThirdParty, linen: Any, inputs: Any, rules: str) -> None:
-    """The checkpoint converted by the rule file computes the same on the user's side."""
-    shapes = jax.eval_shape(lambda: linen.init(jax.random.key(0), *inputs, **third.linen_kwargs))
-    generator = np.random.default_rng(2)
-    variables = jax.tree.map(lambda s: jnp.asarray(generator.normal(0, 0.3, s.shape), s.dtype), shapes)
-    module = third.nnx()
-    nnx.update(module, linen_to_nnx(variables, module, rules=rules))
-    wanted = linen.apply(variables, *inputs, **third.linen_kwargs)
-    wanted = getattr(wanted, third.linen_output) if third.linen_output else wanted
-    for found, expected in zip(jax.tree.leaves(module(*inputs)), jax.tree.leaves(wanted), strict=True):
-        assert np.allclose(found, expected, atol=2e-5 * float(np.abs(expected).max()))
+    check_alignment(CASES[case])

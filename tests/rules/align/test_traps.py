@@ -140,6 +140,46 @@ def test_rotary_positions_written_in_two_ways(linen_halves: bool, nnx_halves: bo
     assert names["params/k/bias"] == "params/v/mean"
 
 
+@pytest.mark.parametrize("nnx_halves", [True, False])
+def test_rotary_positions_of_queries_and_keys_from_one_kernel(nnx_halves: bool):
+    """Keys are cut out of the kernel, and not cut again into the halves that are turned."""
+
+    def function(x: jax.Array) -> jax.Array:
+        q, k, v = (nn.DenseGeneral((3, 4), use_bias=False, name=name)(x) for name in ("q", "k", "v"))
+        return attend(rotated(q, halves=not nnx_halves), rotated(k, halves=not nnx_halves), v)
+
+    def nnx_function(self: Any, x: jax.Array) -> jax.Array:
+        q, k, v = jnp.einsum("btd,sndh->sbtnh", x, self.kernel[...])
+        return attend(rotated(q, halves=nnx_halves), rotated(k, halves=nnx_halves), v)
+
+    x = jnp.sin(jnp.arange(120.0)).reshape(2, 5, 12)
+    report = align(Linen(function), Nnx(nnx_function, kernel=param(3, 3, 12, 4)), (x,))
+    report.check()
+    assert list(found(report)) == ["params/q/kernel + params/k/kernel + params/v/kernel"]
+
+
+def test_queries_in_groups_that_share_their_keys():
+    """One side repeats keys and values for each query, the other one takes the queries of a group together."""
+
+    def function(x: jax.Array) -> jax.Array:
+        q, k, v = (nn.DenseGeneral((n, 3), use_bias=False, name=name)(x) for name, n in (("q", 4), ("k", 2), ("v", 2)))
+        k, v = (jnp.repeat(y, 2, axis=2) for y in (k, v))
+        return nn.Dense(12, use_bias=False, name="o")(attend(q, k, v).reshape(2, 5, 12))
+
+    def nnx_function(self: Any, x: jax.Array) -> jax.Array:
+        q, k, v = (layer(x).reshape(2, 5, 2, -1, 3) for layer in (self.o, self.v, self.k))
+        scores = jnp.einsum("btngh,bsnxh->btngs", q, k) / 3**0.5
+        made = jnp.einsum("btngs,bsnxh->btngh", jax.nn.softmax(scores), v)
+        return self.q(made.reshape(2, 5, 12))
+
+    x = jnp.sin(jnp.arange(120.0)).reshape(2, 5, 12)
+    layers = {name: Affine(12, size, False) for name, size in (("o", 12), ("v", 6), ("k", 6), ("q", 12))}
+    report = align(Linen(function), Nnx(nnx_function, **layers), (x,))
+    report.check()
+    names = {linen[7]: nnx[7] for linen, (nnx, _) in found(report).items()}
+    assert names == {"q": "o", "k": "v", "v": "k", "o": "q"}
+
+
 def test_biases_that_one_side_lacks():
     linen = Linen(lambda x: dense("b")(nn.relu(dense("a", use_bias=False)(x))))
     module = Nnx(lambda s, x: s.p(nn.relu(s.q(x))), q=Affine(WIDTH, WIDTH), p=Affine(WIDTH, WIDTH, False))
