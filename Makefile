@@ -62,7 +62,8 @@ test-third-party: ## run the tests on models of others, in a virtual environment
 
 test-published: $(STAMP)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/rules/align/published.txt
-	@$(PYTEST) -rs tests/rules/align/test_third_party.py tests/rules/align/test_published_pairs.py
+	@$(PYTEST) -rs tests/rules/align/test_third_party.py tests/rules/align/test_published_pairs.py \
+	    tests/round_trips/test_transformers.py
 
 lint: $(STAMP) ## check style, format and types
 	@$(BIN)/ruff check
