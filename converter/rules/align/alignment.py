@@ -55,7 +55,7 @@ class Aligned:
       piece: their names and the operation.
       confidence: how sure that is.
       remark: what else is to be said; may be empty.
-      recipe: how the operation is made up; None where it is no cutting and joining.
+      recipe: how the operation is made up; None where it is no cutting and joining of axes.
       level: how it was paired; None where it was not paired by the computation.
     """
 

@@ -137,6 +137,10 @@ class _Sketcher:
             self._terms[key] = Term(len(self._terms), operation, details, tuple(operands), depends, region)
         return self._terms[key]
 
+    def of(self, nodes: Sequence[Node]) -> list[Term]:
+        """The terms of nodes that have been walked over."""
+        return [self._of_node[node.number] for node in nodes]
+
     def commuting(self, operation: str, operands: Sequence[Term]) -> Term:
         return self.term(operation, None, sorted(operands, key=lambda term: term.number))
 
@@ -265,16 +269,44 @@ def _product(sketcher: _Sketcher, node: Node, operands: list[Term], varying: lis
         first = operands if right.depends == VARIABLE and left.depends != VARIABLE else operands[::-1]
         return sketcher.term("product", None, first)
     (contracted, batched), rank = node.details, len(node.shape)
-    free_left = len(left.shape) - len(contracted[0]) - len(batched[0])
-    middle = len(batched[0]) + free_left
-    near, far = (
-        sketcher.consumers.distances_to_sums(node, axes)
-        for axes in (range(len(batched[0]), middle), range(middle, rank))
-    )
+    middle = len(left.shape) - len(contracted[0])
+    return _scores(sketcher, node, operands, (range(len(batched[0]), middle), range(middle, rank)))
+
+
+def _scores(
+    sketcher: _Sketcher, node: Node, operands: Sequence[Term], own: tuple[Sequence[int], Sequence[int]]
+) -> Term:
+    """A product of results; last comes the one without axes of its own, or whose own axes are summed over sooner."""
+    near, far = (sketcher.consumers.distances_to_sums(node, axes) for axes in own)
+    bare_left, bare_right = (all(node.shape[axis] == 1 for axis in axes) for axes in own)
+    if bare_left != bare_right:
+        return sketcher.term("scores", None, operands if bare_right else operands[::-1])
     if near == far:
-        operands = sorted(operands, key=lambda term: term.number)
-        return sketcher.term("scores", "symmetric", operands)
+        return sketcher.term("scores", "symmetric", sorted(operands, key=lambda term: term.number))
     return sketcher.term("scores", None, operands if near < far else operands[::-1])
+
+
+def _summed_up(sketcher: _Sketcher, node: Node, operands: list[Term], varying: list[Term]) -> Term:
+    """``(x * y).sum(axis)`` of results that are repeated along different axes is a product of them."""
+    (inner,) = node.operands
+    if inner.operation != "mul" or any(side.depends != INPUT for side in inner.operands):
+        return sketcher.term("reduce_sum", None, operands)
+    repeated = [_repeated(side) for side in inner.operands]
+    factors = sketcher.of(inner.operands)
+    if not any(repeated) or any(axis in node.details for axes in repeated for axis in axes) or len(set(factors)) == 1:
+        return sketcher.term("reduce_sum", None, operands)
+    kept = [axis for axis in range(len(inner.shape)) if axis not in node.details]
+    left, right = ([kept.index(axis) for axis in other - own] for own, other in (repeated, repeated[::-1]))
+    return _scores(sketcher, node, factors, (left, right))
+
+
+def _repeated(node: Node) -> frozenset[int]:
+    """The axes along which a result is the same everywhere, because it was broadcast."""
+    if node.operation != "broadcast_in_dim":
+        return frozenset()
+    (source,) = node.operands
+    kept = {axis for axis, size in zip(node.details, source.shape, strict=True) if size == node.shape[axis]}
+    return frozenset(axis for axis, size in enumerate(node.shape) if size > 1 and axis not in kept)
 
 
 def _gathered(sketcher: _Sketcher, node: Node, operands: list[Term], varying: list[Term]) -> Term:
@@ -322,6 +354,7 @@ _RULES: Mapping[str, Rule] = {
     "eq": _one_hot,
     **dict.fromkeys(("select_n", "and", "or", "ne", "lt", "le", "gt", "ge"), _compared),
     "dot_general": _product,
+    "reduce_sum": _summed_up,
     "gather": _gathered,
     "conv_general_dilated": _convolution,
 }

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from converter.rules.align.assembling import assembly_of
 from converter.rules.align.elements import Elements, Shape
 from converter.rules.align.layouts import Inexpressible
 from converter.rules.align.levels import Level, Pair
@@ -31,7 +33,7 @@ class Group:
       operation: what makes the ones of NNX from those of Linen.
       level: how the least sure of their parts was paired.
       extended: whether the call reads only a part of them, and the rest follows by being in the same place.
-      recipe: how the operation is made up; None for copies of one variable.
+      recipe: how the operation is made up; None where it is no cutting and joining of axes.
     """
 
     linen: tuple[int, ...]
@@ -97,15 +99,20 @@ def _group(members: Paired, shapes: Shapes) -> Group:
     if len(whole) == 1:
         extended = whole[0] != (complete := _extended(whole[0], shapes))
         whole = [complete]
-    try:
-        recipe = recipe_of(whole, shapes)
-    except Inexpressible:
-        if len(whole) == len(every):
-            raise
-        recipe = recipe_of(every, shapes)
-    group = Group(recipe.linen, recipe.nnx, recipe.operation, level, extended, recipe)
+    recipe = _first_recipe((whole, every), shapes)
+    if recipe is None:
+        group = Group(*assembly_of(whole, shapes), level, extended)
+    else:
+        group = Group(recipe.linen, recipe.nnx, recipe.operation, level, extended, recipe)
     _check(group, whole, shapes)
     return group
+
+
+def _first_recipe(ways: Iterable[Sequence[Elements]], shapes: Shapes) -> Recipe | None:
+    for elements in ways:
+        with contextlib.suppress(Inexpressible):
+            return recipe_of(elements, shapes)
+    return None
 
 
 def _extended(elements: Elements, shapes: Shapes) -> Elements:

@@ -9,7 +9,7 @@ import enum
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from converter.rules.align.canonical import Sketch, flattened
+from converter.rules.align.canonical import Sketch, additive, flattened
 from converter.rules.align.coarse import coarsely_refined
 from converter.rules.align.individualise import told_apart
 from converter.rules.align.palette import Colours, Palette, by_size, classes
@@ -83,6 +83,7 @@ def paired(
             _pair_symmetric(pairing, sides)
         if len(pairing.pairs) >= min(len(linen.leaves), len(nnx.leaves)):
             break
+    _pair_last(pairing, (linen, nnx))
     return pairing
 
 
@@ -108,6 +109,21 @@ def _pair_symmetric(pairing: Pairing, sides: tuple[Sketch, Sketch]) -> None:
     if found is not None:
         pairing.isomorphic = True
         pairing.pairs += [Pair(linen, nnx, Level.SYMMETRIC) for linen, nnx in found]
+
+
+def _pair_last(pairing: Pairing, sides: tuple[Sketch, Sketch]) -> None:
+    """What is the last of its size on both sides may be the same, which running the models will tell.
+
+    What is only added is left out: it may be a bias that the other side lacks.
+    """
+    known = pairing.known()
+    left, right = (
+        classes({region: region.size for region in side.leaves if region not in numbers and region not in added})
+        for side, numbers, added in zip(sides, known, (set(additive(side)) for side in sides), strict=True)
+    )
+    for size in left.keys() & right.keys():
+        if len(left[size]) == len(right[size]) == 1:
+            pairing.pairs.append(Pair(left[size][0], right[size][0], Level.TRIED))
 
 
 def _skeleton(palette: Palette, sketch: Sketch, colours: Colours) -> Mapping[Region, int]:

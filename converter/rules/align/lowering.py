@@ -8,7 +8,7 @@ from typing import Any
 
 from converter.rules.align import parallel
 from converter.rules.align.constants import computed, literal
-from converter.rules.align.graph import CONSTANT, INPUT, Graph, Node
+from converter.rules.align.graph import CONSTANT, INPUT, VARIABLE, Graph, Node
 from converter.rules.align.loops import conditional, scan, while_loop
 from converter.rules.align.pushing import ELEMENTWISE, REDUCTIONS, Convolution, Cut, Cutter
 from converter.rules.align.views import Region, View
@@ -188,6 +188,17 @@ def _broadcast(lowering: Lowering, operands: list[Node], params: Mapping[str, An
     return [lowering.graph.broadcast(operands[0], _shape(equation.outvars[0]), axes)]
 
 
+def _tile(lowering: Lowering, operands: list[Node], params: Mapping[str, Any], equation: Any) -> list[Node]:
+    """Copies end to end; of an axis of length one they are that axis broadcast."""
+    (node,) = operands
+    wide: list[int] = []
+    axes: list[int] = []
+    for size, copies in zip(node.shape, params["reps"], strict=True):
+        wide += [size * copies] if 1 in (size, copies) else [copies, size]
+        axes.append(len(wide) - 1)
+    return [lowering.graph.reshaped(lowering.graph.broadcast(node, wide, axes), _shape(equation.outvars[0]))]
+
+
 def _slice(lowering: Lowering, operands: list[Node], params: Mapping[str, Any], equation: Any) -> list[Node]:
     node = operands[0]
     steps = params["strides"] or (1,) * len(node.shape)
@@ -297,12 +308,19 @@ def _convolution(lowering: Lowering, operands: list[Node], params: Mapping[str, 
         window,
     )
     shape = _shape(equation.outvars[0])
+    if details.groups == (1, 1) and operands[1].depends == VARIABLE:
+        parts = parallel.by_parts(lowering, operands[0], details.inputs[1], operands[1], details.kernel[1])
+        if parts:
+            terms = [lowering.graph.node(equation.primitive.name, details, part, shape) for part in parts]
+            return [parallel.total(lowering, terms)]
     return [lowering.graph.node(equation.primitive.name, details, operands, shape)]
 
 
 def _elementwise(lowering: Lowering, operands: list[Node], params: Mapping[str, Any], equation: Any) -> list[Node]:
     details = params.get("y") if equation.primitive.name == "integer_pow" else None
     shape, real = _shape(equation.outvars[0]), _is_real(equation.outvars[0])
+    # Axes of length one may stand for longer ones; here each operand is a number or has the shape of the result.
+    operands = [lowering.graph.broadcast(each, shape, range(len(shape))) if each.shape else each for each in operands]
     return [parallel.elementwise(lowering, equation.primitive.name, details, operands, shape, is_real=real)]
 
 
@@ -320,6 +338,7 @@ _RULES: Mapping[str, Rule] = {
     "expand_dims": _reshape,
     "transpose": _transpose,
     "broadcast_in_dim": _broadcast,
+    "tile": _tile,
     "slice": _slice,
     "dynamic_slice": _dynamic_slice,
     "split": _split,

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from converter.rules.align.graph import VARIABLE, Node
+from converter.rules.align.pushing import Cut
 
 if TYPE_CHECKING:
     from converter.rules.align.lowering import Lowering
@@ -35,6 +36,15 @@ def product(lowering: Lowering, left: Node, right: Node, contracted: Axes, batch
     for place, axes in enumerate(zip(*contracted, strict=True)):
         if any(is_stack(node, axis) for node, axis in zip((left, right), axes, strict=True)):
             return _summed(lowering, (left, right), place, contracted, batched, shape)
+    if kernel is not None:
+        operands = (left, right)
+        for axis, along in zip(contracted[1 - kernel], contracted[kernel], strict=True):
+            terms = []
+            for part, rows in by_parts(lowering, operands[1 - kernel], axis, operands[kernel], along):
+                first, second = (part, rows) if kernel else (rows, part)
+                terms.append(_product(lowering, first, second, contracted, batched, shape))
+            if terms:
+                return total(lowering, terms)
     return _product(lowering, left, right, contracted, batched, shape)
 
 
@@ -56,6 +66,29 @@ def _summed(
         left, right = (lowering.item(node, axis, layer) for node, axis in zip(sides, axes, strict=True))
         terms.append(_product(lowering, left, right, (inner[0], inner[1]), (batch[0], batch[1]), shape))
     return total(lowering, terms)
+
+
+def by_parts(lowering: Lowering, joined: Node, axis: int, kernel: Node, along: int) -> list[tuple[Node, Node]]:
+    """What was joined along an axis that is summed over, with the rows of the kernel that belong to each part.
+
+    ``concatenate([x, y]) @ kernel`` is ``x @ kernel[:n] + y @ kernel[n:]``.
+
+    Args:
+      along: the axis of the kernel that is summed over.
+
+    Returns: nothing where ``joined`` is something else, or the kernel cannot be cut.
+    """
+    if joined.operation != "concatenate" or joined.details != (axis,) or joined.depends == VARIABLE:
+        return []
+    start = 0
+    found: list[tuple[Node, Node]] = []
+    for part in joined.operands:
+        rows = lowering.cutter.pushed(kernel, Cut(along, start, part.shape[axis])) if len(found) < MOST else None
+        if rows is None:
+            return []
+        found.append((part, rows))
+        start += part.shape[axis]
+    return found
 
 
 def _product(

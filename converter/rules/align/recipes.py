@@ -89,12 +89,19 @@ Place = tuple[int, tuple[int, ...]]
 def _alike(side: Side) -> tuple[list[int], Layout, list[Place]]:
     """The variables of a side, how all of them fall apart, and where each part of the group lies."""
     (_, first), *rest = side.values()
-    if any((layout.digits, layout.shape) != (first.digits, first.shape) for _, layout in rest):
+    if any(not _falls_apart_alike(layout, first) for _, layout in rest):
         raise Inexpressible("the variables fall apart into their parts in different ways")
     places: dict[int, Place] = {}
     for number, (own, layout) in side.items():
         places |= {at: (number, place) for at, place in zip(own, layout.places, strict=True)}
     return list(side), first, [places[at] for at in sorted(places)]
+
+
+def _falls_apart_alike(layout: Layout, other: Layout) -> bool:
+    """Lengths of axes matter only where one of them is taken apart."""
+    if any(digit.around for digit in layout.digits):
+        return (layout.digits, layout.shape) == (other.digits, other.shape)
+    return (layout.digits, len(layout.shape)) == (other.digits, len(other.shape))
 
 
 def _sorted_by(numbers: Sequence[int], own: Sequence[Place], other: Sequence[Place]) -> list[int]:

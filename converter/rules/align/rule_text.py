@@ -27,7 +27,7 @@ from converter.rules.align.rule_patterns import (
 )
 from converter.rules.language.patterns import PathPattern
 from converter.rules.link import Name, format_name
-from converter.rules.operations import REWRAP, Drop, Operation, Split, Transpose
+from converter.rules.operations import REWRAP, Assemble, Drop, Operation, Split, Transpose
 from converter.training_state import COLLECTIONS
 from converter.tree import LeafSpec
 
@@ -119,6 +119,8 @@ def _rule(aligned: Aligned, specs: tuple[Mapping[Name, LeafSpec], Mapping[Name, 
         pattern = literal(name[1])
         filled = replace(rule, fill=str(specs[side][name]))
         return replace(filled, linen=pattern) if isinstance(piece.to_nnx, Drop) else replace(filled, nnx=pattern)
+    if isinstance(piece.to_nnx, Assemble):
+        raise Inexpressible("what is put together from parts of unlike shapes cannot be stated in rules")
     if aligned.recipe is None and piece.to_nnx != REWRAP:
         raise Inexpressible("weights that are tied on one side only cannot be stated in rules")
     if aligned.recipe is None:

@@ -67,7 +67,7 @@ def _within(small: Region, large: Region) -> bool:
 
 
 def _rotated(sketch: Sketch, origins: Origins) -> list[Region]:
-    """The halves of what is used in two halves, each of them twice: rotary positions turn the halves of each head.
+    """The halves of what is turned in two halves: rotary positions add each half of a head to the other, both scaled.
 
     Another model may turn whole heads.
     """
@@ -75,14 +75,36 @@ def _rotated(sketch: Sketch, origins: Origins) -> list[Region]:
     for term in sketch.terms:
         for operand in dict.fromkeys(term.operands):
             users[operand.number].append(term)
-    halves: dict[Region, list[tuple[Region, bool]]] = defaultdict(list)
+    parts: dict[Region, list[tuple[Region, set[int]]]] = defaultdict(list)
     for region, leaf in sketch.leaves.items():
-        term, following = leaf, users[leaf.number]
-        while len(following) == 1 and _only_scales(following[0], term, leaf):
-            term, following = following[0], users[following[0].number]
+        sums = _sums_with_another(leaf, users)
         for whole in origins.get(region, ()):
-            halves[whole].append((region, term is not leaf and len(following) == 2))
-    return [half for both in halves.values() if [twice for _, twice in both] == [True, True] for half, _ in both]
+            parts[whole].append((region, sums))
+    pairs = (both for both in parts.values() if len(both) == 2)
+    return [half for both in pairs if len(both[0][1] & both[1][1]) == 2 for half, _ in both]
+
+
+def _sums_with_another(leaf: Term, users: Mapping[int, list[Term]]) -> set[int]:
+    """Where the product with a variable is used twice, each time scaled: the sums that both become a term of."""
+    term, following = leaf, users[leaf.number]
+    while len(following) == 1 and _only_scales(following[0], term, leaf):
+        term, following = following[0], users[following[0].number]
+    if term is leaf or len(following) != 2:
+        return set()
+    return {total for each in following if (total := _first_sum(each, users)) is not None}
+
+
+def _first_sum(term: Term, users: Mapping[int, list[Term]]) -> int | None:
+    """The sum that a result becomes a term of, after signs and factors; None where it becomes something else first."""
+    following = [term]
+    while len(following) == 1:
+        (term,) = following
+        if term.operation in ("add", "sub from"):
+            return term.number
+        if term.operation not in ("mul", "neg"):
+            return None
+        following = users[term.number]
+    return None
 
 
 def _only_scales(user: Term, term: Term, leaf: Term) -> bool:

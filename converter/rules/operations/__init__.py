@@ -1,5 +1,6 @@
 """What can be done to the arrays on their way from one framework to the other."""
 
+from converter.rules.operations.assemble import Assemble, Part
 from converter.rules.operations.changing import (
     Agree,
     Cast,
@@ -31,6 +32,7 @@ from converter.rules.operations.regroup import Regroup
 __all__ = [
     "REWRAP",
     "Agree",
+    "Assemble",
     "Cast",
     "CastCounter",
     "Chain",
@@ -41,6 +43,7 @@ __all__ = [
     "MoveAxis",
     "NotInvertible",
     "Operation",
+    "Part",
     "Rearrange",
     "Regroup",
     "Reshape",

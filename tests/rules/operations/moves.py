@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,9 +12,11 @@ from hypothesis import strategies as st
 from converter.dtypes import element_bits, numpy_dtype
 from converter.rules.operations import (
     REWRAP,
+    Assemble,
     Concat,
     MoveAxis,
     Operation,
+    Part,
     Regroup,
     Reshape,
     Split,
@@ -75,6 +78,18 @@ def fitting_operation(draw: st.DrawFn, specs: list[LeafSpec]) -> Operation:
             possible.append(lambda: Unstack(shape[axis], axis))
             possible.append(lambda: Split(shape[axis], axis))
     return draw(st.sampled_from(possible))()
+
+
+@st.composite
+def assemblies(draw: st.DrawFn, specs: list[LeafSpec]) -> Assemble:
+    """Each array transposed and flat, behind others."""
+    shape, size = specs[0].shape, specs[0].size
+    order, places = draw(st.permutations(range(len(shape)))), draw(st.permutations(range(len(specs))))
+    before = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    after = {axis: math.prod(shape[other] for other in order[at + 1 :]) for at, axis in enumerate(order)}
+    steps = tuple((shape[axis], before[axis], after[axis]) for axis in range(len(shape)))
+    parts = tuple(Part(number, 0, (0, place * size), steps) for number, place in enumerate(places))
+    return Assemble(parts, (shape,) * len(places), ((len(places) * size,),))
 
 
 @st.composite

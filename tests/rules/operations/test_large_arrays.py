@@ -16,9 +16,9 @@ from converter import scratch
 from converter.planning.plan import Transfer
 from converter.rules.operations import REWRAP, Agree, Cast, Drop, Stack, Transpose, chain, fill_number
 from converter.training_state import Held
-from converter.tree import array_spec
+from converter.tree import LeafKind, array_spec
 from tests.building import leaf_of
-from tests.rules.operations.moves import fitting_operations, leaves
+from tests.rules.operations.moves import assemblies, fitting_operations, leaves
 
 many = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -36,7 +36,8 @@ def nothing_fits(directory: Path) -> Iterator[None]:
 @many
 def test_the_results_are_the_same(tmp_path: Path, found: Any, data: st.DataObject) -> None:
     specs, arrays = found
-    operation, _ = data.draw(fitting_operations(specs))
+    assembled = assemblies(specs) if specs[0].kind is LeafKind.ARRAY else st.nothing()
+    operation = data.draw(fitting_operations(specs).map(lambda made: made[0]) | assembled)
     arrays = [np.asarray(array) for array in arrays]
     expected = operation.apply(arrays, specs)
     with nothing_fits(tmp_path):

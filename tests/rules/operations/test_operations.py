@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from converter.dtypes import numpy_dtype
@@ -17,6 +17,7 @@ from converter.errors import ConversionRefused, UnsupportedCheckpoint
 from converter.rules.operations import (
     REWRAP,
     Agree,
+    Assemble,
     Cast,
     CastCounter,
     Concat,
@@ -26,6 +27,7 @@ from converter.rules.operations import (
     MoveAxis,
     NotInvertible,
     Operation,
+    Part,
     Reshape,
     Select,
     Split,
@@ -41,6 +43,7 @@ from converter.tree import LeafKind, LeafSpec, array_spec, empty_spec
 from tests.rules.operations.moves import (
     DTYPES,
     KEY,
+    assemblies,
     assert_like,
     assert_same,
     fitting_operations,
@@ -439,3 +442,51 @@ def test_values_are_not_known_inside_of_jit(operation: Operation):
 
     with pytest.raises(ConversionRefused, match="not known inside"):
         jax.jit(look)(jnp.ones(2))
+
+
+# Arrays put together from parts --------------------------------------------------------------------------------------
+
+ASSEMBLED = Assemble(
+    # The second array turned around stands left of the first one, in every row of the result.
+    (Part(1, 0, (0, 0), ((3, 1, 5), (2, 3, 1))), Part(0, 0, (0, 2), ((3, 3, 5), (3, 1, 1)))),
+    ((3, 3), (2, 3)),
+    ((3, 5),),
+)
+
+
+def test_parts_come_to_their_places():
+    first, second = np.arange(9.0).reshape(3, 3), 10 + np.arange(6.0).reshape(2, 3)
+    specs = [array_spec("float64", (3, 3)), array_spec("float64", (2, 3))]
+    assert ASSEMBLED.specs(specs) == (array_spec("float64", (3, 5)),)
+    (made,) = ASSEMBLED.apply([first, second], specs)
+    assert np.array_equal(made, np.concatenate([second.T, first], 1))
+    back = ASSEMBLED.inverse()
+    assert [np.array_equal(*pair) for pair in zip(back.apply([made], ()), (first, second), strict=True)] == [True, True]
+    assert back.inverse() == ASSEMBLED
+    assert ASSEMBLED.name == "put together from 2 parts"
+
+
+@given(leaves(), st.data())
+@settings(deadline=None)
+def test_parts_keep_all_their_bits(found: Any, data: st.DataObject):
+    specs, arrays = found
+    assume(specs[0].kind is LeafKind.ARRAY)
+    operation = data.draw(assemblies(specs))
+    made = operation.apply(arrays, specs)
+    assert_like(made, list(operation.specs(specs)))
+    assert_same(operation.apply([np.asarray(array) for array in arrays], specs), made)
+    assert_same(operation.inverse().apply(made, operation.specs(specs)), arrays)
+
+
+@pytest.mark.parametrize(
+    "specs",
+    [
+        [array_spec("float32", (3, 3))],
+        [array_spec("float32", (3, 3)), array_spec("float32", (3, 2))],
+        [array_spec("float32", (3, 3)), array_spec("bfloat16", (2, 3))],
+        [LeafSpec(LeafKind.KEY, KEY, (3, 3)), LeafSpec(LeafKind.KEY, KEY, (2, 3))],
+    ],
+)
+def test_parts_of_other_arrays_are_refused(specs: list[LeafSpec]):
+    with pytest.raises(Unfit, match="found"):
+        ASSEMBLED.specs(specs)
