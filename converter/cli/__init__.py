@@ -255,6 +255,9 @@ def main() -> None:
     gc.set_threshold(1_000_000, 20, 20)
     console.prepare_streams()
     console.install_signal_handlers()
-    # Click's own main would say 1 where nobody reads the output any more, which is the exit code of a difference.
-    with console.reporting_errors(), app.make_context(NAME, sys.argv[1:]) as context:
-        app.invoke(context)
+    try:
+        # Click's own main would say 1 where nobody reads the output any more, which is the exit code of a difference.
+        with console.reporting_errors(), app.make_context(NAME, sys.argv[1:]) as context:
+            app.invoke(context)
+    finally:
+        gc.freeze()  # the end of the process tidies up sooner than a last search for circles
