@@ -670,7 +670,7 @@ def test_train_states_of_any_names_come_back(data: st.DataObject):
 
     def below(field: str, mirrored: list[Path]) -> list[Path]:
         def spelled(path: Path) -> Path:
-            tail = next((path[start:] for start in range(1, len(path)) if path[start:] in paths), None)
+            tail = next((path[start:] for start in range(len(path)) if path[start:] in paths), None)
             return path if tail is None else path[: -len(tail)] + written(tail)
 
         return [(field, *spelled(path)) for path in mirrored]
