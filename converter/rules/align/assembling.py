@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from converter.rules.align.elements import Elements, Shape
 from converter.rules.align.layouts import Inexpressible
 from converter.rules.operations import Assemble, Part
+from converter.rules.operations.assemble import positions
 
 Numbers = tuple[int, ...]
 
@@ -35,7 +36,7 @@ def assembly_of(
     for side, numbers in enumerate((linen, nnx)):
         for number in numbers:
             own = [e for e in group if (e.linen, e.nnx)[side] == number]
-            lattices = [(e.starts[side], [(step[0], step[1 + side]) for step in e.steps]) for e in own]
+            lattices = [(e.starts[side], e.runs(side)) for e in own]
             if not _cover(lattices, math.prod(shapes[side][number])):
                 raise Inexpressible("the parts that are used overlap, or leave something out")
     parts = tuple(Part(linen.index(e.linen), nnx.index(e.nnx), e.starts, e.steps) for e in group)
@@ -58,10 +59,7 @@ def _cover(lattices: list[Lattice], total: int) -> bool:
         raise Inexpressible("the parts are too many to be put together one by one")
     seen = np.zeros(total, bool)
     for start, steps in lattices:
-        positions = np.full((), start, np.int64)
-        for size, stride in steps:
-            positions = positions[..., None] + np.arange(size) * stride
-        seen[positions] = True
+        seen[positions(start, steps)] = True
     return bool(seen.all())
 
 

@@ -277,10 +277,10 @@ def _scores(
     sketcher: _Sketcher, node: Node, operands: Sequence[Term], own: tuple[Sequence[int], Sequence[int]]
 ) -> Term:
     """A product of results; last comes the one without axes of its own, or whose own axes are summed over sooner."""
-    near, far = (sketcher.consumers.distances_to_sums(node, axes) for axes in own)
     bare_left, bare_right = (all(node.shape[axis] == 1 for axis in axes) for axes in own)
     if bare_left != bare_right:
         return sketcher.term("scores", None, operands if bare_right else operands[::-1])
+    near, far = (sketcher.consumers.distances_to_sums(node, axes) for axes in own)
     if near == far:
         return sketcher.term("scores", "symmetric", sorted(operands, key=lambda term: term.number))
     return sketcher.term("scores", None, operands if near < far else operands[::-1])
@@ -289,11 +289,10 @@ def _scores(
 def _summed_up(sketcher: _Sketcher, node: Node, operands: list[Term], varying: list[Term]) -> Term:
     """``(x * y).sum(axis)`` of results that are repeated along different axes is a product of them."""
     (inner,) = node.operands
-    if inner.operation != "mul" or any(side.depends != INPUT for side in inner.operands):
-        return sketcher.term("reduce_sum", None, operands)
-    repeated = [_repeated(side) for side in inner.operands]
     factors = sketcher.of(inner.operands)
-    if not any(repeated) or any(axis in node.details for axes in repeated for axis in axes) or len(set(factors)) == 1:
+    repeated = [_repeated(side) for side in inner.operands]
+    is_product = inner.operation == "mul" and all(side.depends == INPUT for side in inner.operands) and any(repeated)
+    if not is_product or factors[0] is factors[1] or any(axis in node.details for axes in repeated for axis in axes):
         return sketcher.term("reduce_sum", None, operands)
     kept = [axis for axis in range(len(inner.shape)) if axis not in node.details]
     left, right = ([kept.index(axis) for axis in other - own] for own, other in (repeated, repeated[::-1]))
@@ -389,16 +388,3 @@ def _number(node: Node) -> float | None:
 
 SMALL = 4096
 """Larger constants are not looked at."""
-
-
-def is_nonlinear(term: Term) -> bool:
-    """Whether this bends numbers, rather than adding or scaling them."""
-    return term.operation in _NONLINEAR
-
-
-_NONLINEAR = frozenset(
-    {
-        *("abs", "clamp", "cos", "erf", "erfc", "exp", "exp2", "expm1", "integer_pow", "log", "log1p", "logistic"),
-        *("max", "min", "pow", "rectified", "select_n", "sin", "tanh"),
-    }
-)

@@ -15,6 +15,7 @@ from converter.rules.align.levels import Level, Pair
 from converter.rules.align.merging import merged_parts
 from converter.rules.align.recipes import Recipe, recipe_of
 from converter.rules.operations import Agree, Copies, Operation
+from converter.rules.operations.assemble import positions
 from converter.tree import LeafKind, LeafSpec
 
 CHECKED = 1 << 17
@@ -172,15 +173,6 @@ def _check(group: Group, every: Sequence[Elements], shapes: Shapes) -> None:
     if any(results[number].shape != shapes[1][number] for number in group.nnx):
         raise Inexpressible("the operation that was found gives another shape")
     for elements in every:
-        sources, targets = (_positions(elements, side) for side in (0, 1))
+        sources, targets = (positions(elements.starts[side], elements.runs(side)).reshape(-1) for side in (0, 1))
         if (results[elements.nnx].reshape(-1)[targets] != sources + starts[elements.linen]).any():
             raise Inexpressible("the operation that was found takes elements to other places")
-
-
-def _positions(elements: Elements, side: int) -> object:
-    import numpy as np
-
-    found = np.full((), elements.starts[side], np.int64)
-    for size, *strides in elements.steps:
-        found = found[..., None] + np.arange(size) * strides[side]
-    return found.reshape(-1)

@@ -30,6 +30,10 @@ class Elements:
     starts: tuple[int, int]
     steps: tuple[Step, ...]
 
+    def runs(self, side: int) -> list[tuple[int, int]]:
+        """The steps in the variable of Linen (0) or NNX (1): so many elements, so far apart."""
+        return [(step[0], step[1 + side]) for step in self.steps]
+
     @property
     def size(self) -> int:
         return math.prod(size for size, _, _ in self.steps)

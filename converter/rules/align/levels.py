@@ -83,7 +83,8 @@ def paired(
             _pair_symmetric(pairing, sides)
         if len(pairing.pairs) >= min(len(linen.leaves), len(nnx.leaves)):
             break
-    _pair_last(pairing, (linen, nnx))
+    else:
+        _pair_last(pairing, (linen, nnx))
     return pairing
 
 

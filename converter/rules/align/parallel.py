@@ -176,6 +176,3 @@ def reduced(
             parts = [lowering.graph.node(name, axes, (part,), single, is_real=is_real) for part in node.operands]
             return lowering.graph.node("concatenate", (kept,), parts, shape, is_real=is_real)
     return lowering.graph.node(name, axes, (node,), shape, is_real=is_real)
-
-
-__all__ = ["elementwise", "product", "reduced", "transposed"]

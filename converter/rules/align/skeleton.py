@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from converter.rules.align.canonical import Sketch, Term, is_nonlinear
+from converter.rules.align.canonical import Sketch, Term
 from converter.rules.align.graph import CONSTANT, INPUT, VARIABLE
 from converter.rules.align.views import Region
 
@@ -139,7 +139,7 @@ class _Builder:
             for place, way in self._front[operand.number].items():
                 if sums:
                     way = SUMMED
-                elif is_nonlinear(term):
+                elif _is_nonlinear(term):
                     way = way & SUMMED | (BENT if way & (STRAIGHT | BENT) else 0)
                 found[place] |= way
         return found
@@ -209,3 +209,16 @@ def _role(term: Term) -> str:
 
 def _labels(front: Front) -> dict[int, object]:
     return {place: bool(way & BENT) for place, way in front.items()}
+
+
+def _is_nonlinear(term: Term) -> bool:
+    """Whether this bends numbers, rather than adding or scaling them."""
+    return term.operation in _NONLINEAR
+
+
+_NONLINEAR = frozenset(
+    {
+        *("abs", "clamp", "cos", "erf", "erfc", "exp", "exp2", "expm1", "integer_pow", "log", "log1p", "logistic"),
+        *("max", "min", "pow", "rectified", "select_n", "sin", "tanh"),
+    }
+)

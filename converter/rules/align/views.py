@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from converter.rules.operations.assemble import positions
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -109,12 +111,7 @@ class View:
 
     def positions(self) -> np.ndarray[Any, Any]:
         """The position of each element in the stored array, in the view's shape. As large as the view."""
-        import numpy as np
-
-        found = np.full((), self.offset, np.int64)
-        for size, stride in self.runs:
-            found = found[..., None] + np.arange(size) * stride
-        return found.reshape(self.shape)
+        return positions(self.offset, self.runs).reshape(self.shape)
 
 
 def merged(runs: Iterable[Run]) -> Axis:

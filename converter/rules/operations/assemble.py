@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,6 +15,16 @@ if TYPE_CHECKING:
     import numpy as np
 
 Shape = tuple[int, ...]
+
+
+def positions(start: int, runs: Iterable[tuple[int, int]]) -> np.ndarray[Any, Any]:
+    """The positions that runs of (so many, so far apart) lead to, with an axis for each run."""
+    import numpy as np
+
+    found = np.full((), start, np.int64)
+    for size, stride in runs:
+        found = found[..., None] + np.arange(size) * stride
+    return found
 
 
 class Part(NamedTuple):
@@ -30,6 +40,10 @@ class Part(NamedTuple):
     result: int
     starts: tuple[int, int]
     steps: tuple[tuple[int, int, int], ...]
+
+    def runs(self, side: int) -> list[tuple[int, int]]:
+        """The steps in the source (0) or in the result (1): so many elements, so far apart."""
+        return [(step[0], step[1 + side]) for step in self.steps]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +94,8 @@ class Assemble(Harmless):
         starts = np.cumsum([0, *map(math.prod, self.before)])
         found = [np.empty(math.prod(shape), np.int64) for shape in self.after]
         for part in self.parts:
-            places = [np.full((), start, np.int64) for start in part.starts]
-            for size, *strides in part.steps:
-                places = [p[..., None] + np.arange(size) * s for p, s in zip(places, strides, strict=True)]
-            found[part.result][places[1]] = places[0] + starts[part.source]
+            here, there = (positions(part.starts[side], part.runs(side)) for side in (0, 1))
+            found[part.result][there] = here + starts[part.source]
         return [index.reshape(shape) for index, shape in zip(found, self.after, strict=True)]
 
     def inverse(self) -> Operation:
@@ -98,8 +110,8 @@ def _seen(array: np.ndarray[Any, Any], part: Part, side: int) -> np.ndarray[Any,
     """A part of an array in C order, as a view with an axis for each step."""
     import numpy as np
 
-    shape = [step[0] for step in part.steps]
-    strides = [step[1 + side] * array.itemsize for step in part.steps]
+    shape = [size for size, _ in part.runs(side)]
+    strides = [stride * array.itemsize for _, stride in part.runs(side)]
     # The buffer is bytes, because the dtypes of ml_dtypes have no buffers.
     memory = array.reshape(-1).view(np.uint8)
     return np.ndarray(shape, array.dtype, memory, part.starts[side] * array.itemsize, strides)
