@@ -167,6 +167,10 @@ class Tree(Mapping[Path, Leaf]):
     def values(self) -> ValuesView[Leaf]:
         return self._leaves.values()
 
+    def full(self) -> dict[Path, Leaf]:
+        """The leaves that hold something."""
+        return {path: leaf for path, leaf in self._leaves.items() if leaf.spec.kind is not LeafKind.EMPTY}
+
     def __repr__(self) -> str:
         return f"Tree({len(self)} leaves)"
 

@@ -138,8 +138,7 @@ def _joined(dialects: tuple[Dialect, Dialect] | None, a: Mapping[Place, Side], b
 
 
 def _as_they_are(tree: Tree) -> dict[Place, Side]:
-    full = ((path, leaf) for path, leaf in tree.items() if leaf.spec.kind is not LeafKind.EMPTY)
-    return {("", path): Side((path,), leaf) for path, leaf in full}
+    return {("", path): Side((path,), leaf) for path, leaf in tree.full().items()}
 
 
 def _places(dialect: Dialect, lifted: Lifted) -> dict[Place, Side]:

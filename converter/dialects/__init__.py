@@ -18,7 +18,7 @@ from converter.dialects.rng import random_state_paths
 from converter.dialects.train_state import LinenTrainState
 from converter.paths import IndexKey, Path
 from converter.training_state import COLLECTIONS, PARAMS
-from converter.tree import LeafKind, Tree
+from converter.tree import Tree
 
 _OPTIMIZER_FIELDS = {STEP, OPT_STATE}
 _AUTO_NAME = re.compile(r"[A-Z]\w*_\d+")
@@ -26,7 +26,7 @@ _AUTO_NAME = re.compile(r"[A-Z]\w*_\d+")
 
 def readings(tree: Tree) -> tuple[Dialect, ...]:
     """Every dialect that can be read from the tree, most plausible first; none where ``unreadable`` has a reason."""
-    leaves = _full_leaves(tree)
+    leaves = [*tree.full()]
     if _objection(tree, leaves):
         return ()
     suffix = _wrapper(leaves)
@@ -35,7 +35,7 @@ def readings(tree: Tree) -> tuple[Dialect, ...]:
 
 def unreadable(tree: Tree) -> str:
     """Why no dialect fits the tree; empty if one may."""
-    return _objection(tree, _full_leaves(tree))
+    return _objection(tree, [*tree.full()])
 
 
 def _objection(tree: Tree, leaves: list[Path]) -> str:
@@ -46,10 +46,6 @@ def _objection(tree: Tree, leaves: list[Path]) -> str:
     if _nnx_layout(tree, _wrapper(leaves)).optimizer is None and _is_optax_state(tree):
         return "it is a sequence, as an optax state saved alone is, without the parameters it belongs to"
     return ""
-
-
-def _full_leaves(tree: Tree) -> list[Path]:
-    return [path for path, leaf in tree.items() if leaf.spec.kind is not LeafKind.EMPTY]
 
 
 _OPTAX_FIELDS = MIRROR_FIELDS | {

@@ -18,7 +18,7 @@ from converter.dialects.train_state import LinenTrainState
 from converter.errors import UnsupportedCheckpoint
 from converter.paths import Key, Path
 from converter.training_state import COLLECTIONS, PARAMS
-from converter.tree import Leaf, LeafKind, Tree
+from converter.tree import Leaf, Tree
 
 MODELS = (
     "model", "params", "state", "variables", "default", "pytree", "weights", "train_state", "model_state", "nnx_state",
@@ -142,10 +142,6 @@ class _Roles:
         return OPT_STATE in tree.children()
 
 
-def _full(tree: Tree) -> Iterable[tuple[Path, Leaf]]:
-    return ((path, leaf) for path, leaf in tree.items() if leaf.spec.kind is not LeafKind.EMPTY)
-
-
 def _plain(path: Path) -> tuple[Key, ...]:
     return path[:-1] if path[-1:] == (VALUE,) else path
 
@@ -153,7 +149,7 @@ def _plain(path: Path) -> tuple[Key, ...]:
 def _variables(model: Tree, collected: bool) -> dict[Path, Leaf]:
     """The leaves of the model by their paths, and by those inside of their collections if it has any."""
     found: dict[Path, Leaf] = {}
-    for path, leaf in _full(model):
+    for path, leaf in model.full().items():
         plain = _plain(path)
         found[plain] = leaf
         if collected and len(plain) > 1:
@@ -163,13 +159,13 @@ def _variables(model: Tree, collected: bool) -> dict[Path, Leaf]:
 
 def _follows(tree: Tree, variables: Mapping[Path, Leaf]) -> bool:
     """Whether an optimizer's state is that of the model: some array of it stands at the path of a variable."""
-    arrays = [_plain(path) for path, leaf in _full(tree) if leaf.spec.shape]
+    arrays = [_plain(path) for path, leaf in tree.full().items() if leaf.spec.shape]
     return not arrays or any(path[start:] in variables for path in arrays for start in range(len(path)))
 
 
 def _mirrors(tree: Tree, variables: Mapping[Path, Leaf]) -> bool:
     """Whether an item holds another value of variables of the model, such as an average, and nothing else."""
-    leaves = [(_plain(path), leaf) for path, leaf in _full(tree)]
+    leaves = [(_plain(path), leaf) for path, leaf in tree.full().items()]
     return bool(leaves) and all(
         path in variables and variables[path].spec.shape == leaf.spec.shape for path, leaf in leaves
     )

@@ -58,7 +58,7 @@ class LegacyOptimizer:
         return "train state around a flax.optim optimizer" if self.at else "flax.optim optimizer"
 
     def lift(self, tree: Tree) -> Lifted:
-        full = [path for path, leaf in tree.items() if leaf.spec.kind is not LeafKind.EMPTY]
+        full = tree.full()
         variables = {self._inside(path)[1:]: slot for path in full if (slot := self._variable(path)) is not None}
         leaves: list[tuple[Slot, Held]] = []
         ignored: list[Ignored] = []

@@ -54,7 +54,7 @@ class NnxLayout:
     def lift(self, tree: Tree) -> Lifted:
         plain = {path: self._unwrapped(path) for path in tree}
         variables = self._variables(plain.values())
-        full = [plain[path] for path, leaf in tree.items() if leaf.spec.kind is not LeafKind.EMPTY]
+        full = [plain[path] for path in tree.full()]
         mixed = mixed_prefixes((path for path in full if not self._in_model(path)), variables)
         leaves: list[tuple[Slot, Held]] = []
         ignored: list[Ignored] = []

@@ -39,7 +39,7 @@ class LinenTrainState:
         boxes = boxed_paths(tree)
         plain = {path: path[:-1] if path[:-1] in boxes else path for path in tree}
         variables = self._variables(plain.values())
-        full = [plain[path] for path, leaf in tree.items() if leaf.spec.kind is not LeafKind.EMPTY]
+        full = [plain[path] for path in tree.full()]
         mixed = mixed_prefixes((path for path in full if self._variable(path) is None), variables)
         leaves: list[tuple[Slot, Held]] = []
         ignored: list[Ignored] = []

@@ -12,7 +12,7 @@ from converter.formats.checkpoint import PLAIN, Progress, Writing, Written, refu
 from converter.formats.msgpack import MsgpackFormat
 from converter.formats.msgpack.files import KIND
 from converter.paths import Path
-from converter.tree import LeafKind, Tree
+from converter.tree import Tree
 
 MAX_SHARD = 10_000_000_000
 """Bytes of arrays in one file, beyond which transformers makes another."""
@@ -57,7 +57,7 @@ class HuggingFaceFormat(MsgpackFormat):
             KIND,
             writing.max_shard or MAX_SHARD,
             # A container without leaves has no name in the index.
-            named={path: SEPARATOR.join(path) for path, leaf in tree.items() if leaf.spec.kind is not LeafKind.EMPTY},
+            named={path: SEPARATOR.join(path) for path in tree.full()},
             size=lambda leaf: leaf.spec.nbytes,
             write=lambda part, file: write(part, file, progress),
         )

@@ -128,13 +128,8 @@ def _read_key(key: Any) -> Key:
 
 def name_leaves(tree: Tree) -> dict[Path, str]:
     """A name for every leaf; those of empty ones stand at the end, and give way to the others."""
-    ordered = [*full_paths(tree), *_empty_paths(tree)]
+    ordered = [*tree.full(), *_empty_paths(tree)]
     return dict(zip(ordered, _distinct(map(SEPARATOR.join, ordered)), strict=True))
-
-
-def full_paths(tree: Tree) -> list[Path]:
-    """The paths of leaves that hold something."""
-    return [path for path, leaf in tree.items() if leaf.spec.kind is not LeafKind.EMPTY]
 
 
 def _empty_paths(tree: Tree) -> list[Path]:
@@ -149,7 +144,7 @@ def tell_names(tree: Tree, given: Mapping[Path, str]) -> str:
       given: the names of these, and perhaps of others.
     """
     empty = _empty_paths(tree)
-    names = {path: given[path] for path in (*full_paths(tree), *empty)}
+    names = {path: given[path] for path in (*tree.full(), *empty)}
     plain = Naming(SEPARATOR, *_numbered(names))
     told = {
         "separator": SEPARATOR,

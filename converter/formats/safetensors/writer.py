@@ -19,7 +19,7 @@ from converter.formats.one_file import write_items
 from converter.formats.provenance import read_record
 from converter.formats.safetensors.files import KIND
 from converter.formats.safetensors.header import can_hold, order, spell_header
-from converter.formats.safetensors.names import RECORD_KEY, TREE_KEY, full_paths, name_leaves, tell_names
+from converter.formats.safetensors.names import RECORD_KEY, TREE_KEY, name_leaves, tell_names
 from converter.formats.several_files import write_directory
 from converter.formats.streaming import whole_or_nothing
 from converter.paths import Path, format_path
@@ -61,7 +61,7 @@ def write_shards(
         directory,
         KIND,
         most,
-        named={path: names[path] for path in full_paths(tree)},
+        named={path: names[path] for path in tree.full()},
         size=_stored_size,
         write=lambda part, file: _write_file(part, file, progress, names, told),
     )
@@ -89,7 +89,7 @@ def _lay_out(
     tree: Tree, names: Mapping[Path, str], metadata: Mapping[str, str]
 ) -> tuple[bytes, list[tuple[Path, Leaf]]]:
     """The header, and the leaves in the order of the file."""
-    dtypes = {path: _stored_dtype(tree[path]) for path in full_paths(tree)}
+    dtypes = {path: _stored_dtype(tree[path]) for path in tree.full()}
     ordered = sorted(dtypes, key=lambda path: order(names[path], dtypes[path]))
     arrays = ((names[path], dtypes[path], tree[path].spec.shape) for path in ordered)
     header = spell_header(arrays, {**metadata, TREE_KEY: tell_names(tree, names)})
