@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path as FilePath
 
 from converter.dialects.items import join, may_join
-from converter.errors import UsageError
+from converter.errors import SeveralItems
 from converter.formats import list_items, open_checkpoint
 from converter.formats.checkpoint import Attached, Checkpoint
 
@@ -32,9 +32,8 @@ def open_named(path: FilePath) -> Checkpoint:
     """As ``open_source``, where no option chooses an item of this checkpoint."""
     try:
         return open_source(path)
-    except UsageError as error:
-        if "several items" in error.message:
-            error.advice = "Name the directory of one of them, below that of its step."
+    except SeveralItems as error:
+        error.advice = "Name the directory of one of them, below that of its step."
         raise
 
 

@@ -30,9 +30,9 @@ def check_destination(source: FilePath, destination: FilePath, force: bool) -> N
         )
     if real_destination in real_source.parents:
         raise DestinationError(f"{destination} contains the source {source}", "Choose another place.")
-    if os.path.lexists(destination) and not force:
-        raise DestinationError(f"{destination} exists already", "Choose another name, or replace it with --force.")
     if os.path.lexists(destination):
+        if not force:
+            raise DestinationError(f"{destination} exists already", "Choose another name, or replace it with --force.")
         from converter.formats.replacing import check_replaceable
 
         check_replaceable(destination)
