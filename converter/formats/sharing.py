@@ -10,13 +10,15 @@ from __future__ import annotations
 import bisect
 import errno
 import os
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any
 
 from converter.errors import UnreadableCheckpoint
 from converter.formats.checkpoint import Progress
+from converter.formats.streaming import WORKERS, in_parallel
 from converter.stored import Extent
 
 _BLOCK = 4096
@@ -24,6 +26,9 @@ _BLOCK = 4096
 
 _GAP = 4096
 """Ranges that are so close to each other are copied as one."""
+
+_LEAST_SHARE = 1 << 26
+"""Bytes that are worth a thread and a file of their own."""
 
 _AT_ONCE = 1 << 26
 _WORTH_BEGINNING = 1 << 20
@@ -35,15 +40,24 @@ _NO_KERNEL_COPY = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, er
 
 @dataclass(slots=True)
 class _Copied:
-    """Where ranges of a source file have got to: parallel lists, ascending."""
+    """Ranges of a source file that are copied to a file of their own, and where they get to.
 
-    file: str
+    Attributes:
+      source: the file they are in.
+      target: the file they go to.
+      extents: what is wanted, ascending.
+      starts, places: where the ranges that cover all of it begin in either file: parallel lists, ascending.
+    """
+
+    source: str
+    target: str
+    extents: Sequence[Extent]
     starts: list[int] = field(default_factory=list)
     places: list[int] = field(default_factory=list)
 
     def place(self, extent: Extent) -> Extent:
         run = bisect.bisect_right(self.starts, extent.offset) - 1
-        return Extent(self.file, self.places[run] + extent.offset - self.starts[run], extent.length)
+        return Extent(self.target, self.places[run] + extent.offset - self.starts[run], extent.length)
 
 
 class SharedFiles:
@@ -65,7 +79,8 @@ class SharedFiles:
         self._copy = copy
         self._progress = progress
         self._links: dict[str, str] = {}
-        self._copies: dict[str, _Copied] = {}
+        self._copies: dict[str, list[_Copied]] = {}
+        self._lock = threading.Lock()
         self._count = 0
 
     def new_file(self) -> str:
@@ -75,7 +90,7 @@ class SharedFiles:
         return f"{self._directory}/{self._count:08d}"
 
     def add(self, extents: Iterable[tuple[Extent, bool]]) -> None:
-        """Brings bytes over; all of them at once, so that each file is linked or opened once.
+        """Brings bytes over, all of them at once: each file is linked or opened once, several are copied at a time.
 
         Args:
           extents: with each whether its file may be linked.
@@ -95,13 +110,18 @@ class SharedFiles:
                 self.unused += max(os.stat(file).st_size - nbytes, 0)
                 self._progress(nbytes, 0)
             else:
-                self._copy_ranges(file, ranges)
+                self._copies[file] = [_Copied(file, self.new_file(), share) for share in _shares(ranges)]
                 self.copied += nbytes
+        in_parallel(self._copy_ranges, [copied for shares in self._copies.values() for copied in shares])
 
     def place(self, extent: Extent) -> Extent:
         """Where bytes that were added are now."""
         link = self._links.get(extent.file)
-        return extent._replace(file=link) if link is not None else self._copies[extent.file].place(extent)
+        if link is not None:
+            return extent._replace(file=link)
+        shares = self._copies[extent.file]
+        share = bisect.bisect_right(shares, extent.offset, key=lambda copied: copied.extents[0].offset) - 1
+        return shares[share].place(extent)
 
     def _link(self, file: str) -> bool:
         target = self.new_file()
@@ -115,21 +135,21 @@ class SharedFiles:
         self._links[file] = target
         return True
 
-    def _copy_ranges(self, file: str, ranges: list[Extent]) -> None:
-        target = self.new_file()
-        copied = self._copies[file] = _Copied(target)
-        source = open_source(file)
+    def _copy_ranges(self, copied: _Copied, go_on: Callable[[], None]) -> None:
+        source = open_source(copied.source)
         try:
-            made = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            made = os.open(copied.target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
             try:
                 size = os.fstat(source).st_size
                 end = 0
-                for start, stop in _runs(ranges, size):
+                for start, stop in _runs(copied.extents, size):
                     place = -(-end // _BLOCK) * _BLOCK
                     copied.starts.append(start)
                     copied.places.append(place)
-                    for done in copied_bytes(file, source, made, start, place, stop - start):
-                        self._progress(done, 0)
+                    for done in copied_bytes(copied.source, source, made, start, place, stop - start):
+                        go_on()
+                        with self._lock:
+                            self._progress(done, 0)
                     end = place + stop - start
             finally:
                 os.close(made)
@@ -151,10 +171,28 @@ def copied_bytes(file: str, source: int, target: int, start: int, place: int, le
         yield done
 
 
-def _runs(ranges: list[Extent], size: int) -> list[tuple[int, int]]:
-    """Ranges of a file that cover all extents, in whole blocks, ascending and apart from each other."""
+def _shares(ranges: list[Extent]) -> list[list[Extent]]:
+    """The ranges of one file in ascending order, divided among threads where there is enough to copy.
+
+    Each share gets a file of its own: two threads that write to one file wait for each other.
+    """
+    ranges = sorted(ranges)
+    size = max(sum(extent.length for extent in ranges) // WORKERS, _LEAST_SHARE)
+    shares: list[list[Extent]] = [[]]
+    filled = end = 0
+    for extent in ranges:
+        if filled >= size and extent.offset >= end:
+            shares.append([])
+            filled = 0
+        shares[-1].append(extent)
+        filled, end = filled + extent.length, max(end, extent.offset + extent.length)
+    return shares
+
+
+def _runs(extents: Iterable[Extent], size: int) -> list[tuple[int, int]]:
+    """Ranges of a file that cover all extents, which ascend, in whole blocks, ascending and apart from each other."""
     runs: list[tuple[int, int]] = []
-    for extent in sorted(ranges):
+    for extent in extents:
         start = extent.offset // _BLOCK * _BLOCK
         stop = min(-(-(extent.offset + extent.length) // _BLOCK) * _BLOCK, max(size, extent.offset + extent.length))
         if runs and start <= runs[-1][1] + _GAP:

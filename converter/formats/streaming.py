@@ -61,7 +61,8 @@ def whole_or_nothing(destination: FilePath) -> Iterator[None]:
 ARRAYS = (LeafKind.ARRAY, LeafKind.NUMPY_SCALAR, LeafKind.KEY)
 """Leaves whose bytes are those of an array."""
 
-_WORKERS = min(os.cpu_count() or 1, 4)
+WORKERS = min(os.cpu_count() or 1, 4)
+"""Threads that read, copy and decompress at a time."""
 
 LARGE = 1 << 20
 """Bytes of a leaf that are worth a thread of its own."""
@@ -164,7 +165,7 @@ def in_parallel(work: Callable[[T, Callable[[], None]], None], jobs: Sequence[T]
         return
     from concurrent.futures import ThreadPoolExecutor
 
-    with ThreadPoolExecutor(_WORKERS, "flax-convert-worker") as pool:
+    with ThreadPoolExecutor(WORKERS, "flax-convert-worker") as pool:
         futures = [pool.submit(work, job, go_on) for job in jobs]
         try:
             for future in futures:

@@ -112,28 +112,44 @@ def test_symbolic_links_are_followed(tmp_path: Path) -> None:
 RANGES = st.lists(st.tuples(st.integers(0, 60_000), st.integers(0, 9000)), min_size=1, max_size=8)
 
 
-@given(RANGES)
+@given(RANGES, st.sampled_from([1 << 26, 10_000, 1]))
 @many
-def test_any_ranges(tmp_path: Path, ranges: list[tuple[int, int]]) -> None:
+def test_any_ranges(tmp_path: Path, ranges: list[tuple[int, int]], least_share: int) -> None:
+    """Whether they are copied together, or into several files at a time."""
     file = tmp_path / "source"
     if not file.exists():
         source(tmp_path, 70_001)
     extents = [Extent(str(file), offset, length) for offset, length in ranges]
     out = tmp_path / str(len(list(tmp_path.iterdir())))
-    files = shared(out, extents, copy=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharing, "_LEAST_SHARE", least_share)
+        patch.setattr(sharing, "WORKERS", 3)
+        files = shared(out, extents, copy=True)
     assert files.copied == sum(extent.length for extent in set(extents))
-    (made,) = (out / "d").iterdir()
+    made = list((out / "d").iterdir())
+    assert len(made) == 1 or least_share < 1 << 26
     for extent in extents:  # else no file system could share their blocks
         assert files.place(extent).offset % BLOCK == extent.offset % BLOCK
-    written, found, wanted = file.read_bytes(), made.read_bytes(), bytearray(70_001)
+    written, wanted = file.read_bytes(), bytearray(70_001)
     for offset, length in ranges:
         first, last = max(offset - 2 * BLOCK, 0), min(offset + length + 2 * BLOCK, 70_001)
         wanted[first:last] = b"\1" * (last - first)
     # What stands in the copy is near to what was asked for; nothing else of the source got there.
-    for start in range(0, len(found) - 3, BLOCK):
-        place = written.find(found[start : start + BLOCK])
-        assert place >= 0
-        assert any(wanted[place : place + BLOCK])
+    for found in (path.read_bytes() for path in made):
+        for start in range(0, len(found) - 3, BLOCK):
+            place = written.find(found[start : start + BLOCK])
+            assert place >= 0
+            assert any(wanted[place : place + BLOCK])
+
+
+def test_large_files_are_divided_where_no_range_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharing, "_LEAST_SHARE", 1000)
+    monkeypatch.setattr(sharing, "WORKERS", 2)
+    file = source(tmp_path, 100_000)
+    extents = [Extent(str(file), 0, 30_000), Extent(str(file), 29_000, 30_000), Extent(str(file), 59_000, 41_000)]
+    files = shared(tmp_path / "out", extents, copy=True)
+    assert len({files.place(extent).file for extent in extents}) == 2
+    assert files.place(extents[0]).file == files.place(extents[1]).file
 
 
 def test_little_more_than_wanted_is_copied(tmp_path: Path) -> None:
