@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Collection, Hashable, Iterable
 from typing import NamedTuple
@@ -46,17 +45,17 @@ def folded(rows: Iterable[Row], plain: Collection[int] = ()) -> list[Folded]:
     Args:
       plain: columns whose numbers count no items, such as the axis of an operation.
     """
-    cut = functools.cache(lambda text: tuple(_NUMBER.split(text)))
+    cut = _NUMBER.split
     found = [
-        _Cut(tuple((cell,) if column in plain else cut(cell) for column, cell in enumerate(row)), (number,))
+        _Cut(tuple([(cell,) if column in plain else tuple(cut(cell)) for column, cell in enumerate(row)]), (number,))
         for number, row in enumerate(rows)
     ]
     depth = max((len(row.cells[0]) // 2 for row in found if row.cells), default=0)
     position = 0
     while position < depth:
-        groups: dict[tuple[_Cell, ...], list[_Cut]] = {}
+        groups: dict[Hashable, list[_Cut]] = {}
         for row in found:
-            groups.setdefault(_blank(row.cells, position), []).append(row)
+            groups.setdefault(_rest(row.cells, position), []).append(row)
         merged = [row for members in groups.values() for row in _merged(members, position)]
         if len(merged) == len(found):
             position += 1
@@ -83,13 +82,13 @@ def _number(row: tuple[_Cell, ...], position: int) -> str | None:
     return row[0][-2 - 2 * position] if row and len(row[0]) > 1 + 2 * position else None
 
 
-def _blank(row: tuple[_Cell, ...], position: int) -> tuple[_Cell, ...]:
-    """The row without that number in the first column, and where it stands at the same place in the others."""
+def _rest(row: tuple[_Cell, ...], position: int) -> Hashable:
+    """What there is beside that number of the first column, wherever it stands at the same place in the others."""
     number = _number(row, position)
     if number is None:
         return row
     at = -2 - 2 * position
-    return tuple((*cell[:at], "", *cell[at + 1 :]) if len(cell) >= -at and cell[at] == number else cell for cell in row)
+    return tuple([(cell[:at], cell[at + 1 :]) if len(cell) >= -at and cell[at] == number else cell for cell in row])
 
 
 def _merged(members: list[_Cut], position: int) -> list[_Cut]:

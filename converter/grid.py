@@ -122,7 +122,7 @@ class Grid(NamedTuple):
 
     @property
     def is_c_ordered(self) -> bool:
-        return self.runs(*range(len(self.axes)))
+        return self.order == (straight := tuple(range(len(self.axes)))) or self.runs(*straight)
 
     @property
     def is_f_ordered(self) -> bool:

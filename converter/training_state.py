@@ -8,7 +8,7 @@ the names inside slots; neither needs to know the other.
 from __future__ import annotations
 
 import enum
-from collections.abc import ItemsView, Iterator, Mapping
+from collections.abc import ItemsView, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from converter.paths import Path, format_path
@@ -86,14 +86,16 @@ class TrainingState(Mapping[Slot, Held]):
     reports them together with all its other problems.
     """
 
-    def __init__(self, leaves: Iterator[tuple[Slot, Held]] | list[tuple[Slot, Held]]) -> None:
-        self._leaves: dict[Slot, Held] = {}
+    def __init__(self, leaves: Iterable[tuple[Slot, Held]]) -> None:
+        given = list(leaves)
+        self._leaves: dict[Slot, Held] = dict(given)
         self.collisions: list[tuple[Slot, Path, Path]] = []
-        for slot, held in leaves:
-            if slot in self._leaves:
-                self.collisions.append((slot, self._leaves[slot].source, held.source))
-            else:
-                self._leaves[slot] = held
+        if len(self._leaves) < len(given):
+            self._leaves = {}
+            for slot, held in given:
+                first = self._leaves.setdefault(slot, held)
+                if first is not held:
+                    self.collisions.append((slot, first.source, held.source))
 
     def __getitem__(self, slot: Slot) -> Held:
         return self._leaves[slot]

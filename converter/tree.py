@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import ast
 import enum
+import functools
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, ValuesView
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -58,18 +60,7 @@ class LeafSpec:
 
     def __str__(self) -> str:
         """``float32[8,128]``, ``key<threefry2x32>[]``, ``int``, ``{}`` …"""
-        dimensions = ",".join(map(str, self.shape))
-        match self.kind:
-            case LeafKind.ARRAY:
-                return f"{self.dtype}[{dimensions}]"
-            case LeafKind.NUMPY_SCALAR:
-                return f"{self.dtype}()"
-            case LeafKind.KEY:
-                return f"key<{self.dtype}>[{dimensions}]"
-            case LeafKind.EMPTY:
-                return EMPTY_TEXT[self.dtype]
-            case _:
-                return self.dtype
+        return _spec_text(self)
 
     @property
     def size(self) -> int:
@@ -82,6 +73,23 @@ class LeafSpec:
         if self.kind in (LeafKind.ARRAY, LeafKind.NUMPY_SCALAR):
             return self.size * item_size(self.dtype)
         return self.size * 4 * KEY_WORDS.get(self.dtype, 2) if self.kind is LeafKind.KEY else 0
+
+
+@functools.lru_cache(maxsize=4096)
+def _spec_text(spec: LeafSpec) -> str:
+    """Most leaves of a large checkpoint share theirs with many others."""
+    dimensions = ",".join(map(str, spec.shape))
+    match spec.kind:
+        case LeafKind.ARRAY:
+            return f"{spec.dtype}[{dimensions}]"
+        case LeafKind.NUMPY_SCALAR:
+            return f"{spec.dtype}()"
+        case LeafKind.KEY:
+            return f"key<{spec.dtype}>[{dimensions}]"
+        case LeafKind.EMPTY:
+            return EMPTY_TEXT[spec.dtype]
+        case _:
+            return spec.dtype
 
 
 KEY_WORDS: Mapping[str, int] = {"threefry2x32": 2, "rbg": 4, "unsafe_rbg": 4}
@@ -141,11 +149,11 @@ class Tree(Mapping[Path, Leaf]):
     """
 
     def __init__(self, leaves: Iterable[tuple[Path, Leaf]] = ()) -> None:
-        self._leaves: dict[Path, Leaf] = {}
-        for path, leaf in leaves:
-            if path in self._leaves:
-                raise UnsupportedCheckpoint(f"{format_path(path)} stands twice in the checkpoint")
-            self._leaves[path] = leaf
+        given = list(leaves)
+        self._leaves: dict[Path, Leaf] = dict(given)
+        if len(self._leaves) < len(given):
+            path, _ = Counter(path for path, _ in given).most_common(1)[0]
+            raise UnsupportedCheckpoint(f"{format_path(path)} stands twice in the checkpoint")
         self._children = _children(self._leaves)
         if not self._children.keys().isdisjoint(self._leaves):
             upper = next(path for path in self._leaves if path in self._children)
@@ -183,6 +191,10 @@ class Tree(Mapping[Path, Leaf]):
         """The keys directly below ``prefix``, in order (as the keys of a dict)."""
         return dict(self._children.get(prefix, {}))
 
+    def is_alone(self, path: Path) -> bool:
+        """Whether a leaf is all that its container holds."""
+        return len(self._children[path[:-1]]) == 1
+
 
 def _children(paths: Iterable[Path]) -> dict[Path, dict[Key, None]]:
     """The keys directly below every container, in order."""
@@ -194,6 +206,15 @@ def _children(paths: Iterable[Path]) -> dict[Path, dict[Key, None]]:
                 found[path].setdefault(key)
                 break
             found[path] = {key: None}
+    return found
+
+
+def containers(paths: Iterable[Path]) -> set[Path]:
+    """All that paths lead through."""
+    found: set[Path] = set()
+    for path in paths:
+        while path and (path := path[:-1]) not in found:  # if it is, so are all above it
+            found.add(path)
     return found
 
 

@@ -251,8 +251,8 @@ def _read_collections(texts: tuple[str, ...]) -> dict[str, str]:
 
 def main() -> None:
     """The console script."""
-    # A plan of 50,000 leaves is a million objects without a circle among them, which need not be looked at every time.
-    gc.set_threshold(1_000_000, 20, 20)
+    # A plan of 50,000 leaves is millions of objects without a circle among them, which need not be looked at every time.
+    gc.set_threshold(10_000_000, 20, 20)
     console.prepare_streams()
     console.install_signal_handlers()
     try:

@@ -27,23 +27,24 @@ _AUTO_NAME = re.compile(r"[A-Z]\w*_\d+")
 def readings(tree: Tree) -> tuple[Dialect, ...]:
     """Every dialect that can be read from the tree, most plausible first; none where ``unreadable`` has a reason."""
     leaves = [*tree.full()]
-    if _objection(tree, leaves):
-        return ()
     suffix = _wrapper(leaves)
+    if _objection(tree, leaves, suffix):
+        return ()
     return _wrapped(tree, leaves, suffix) if suffix is not None else _bare(tree, leaves)
 
 
 def unreadable(tree: Tree) -> str:
     """Why no dialect fits the tree; empty if one may."""
-    return _objection(tree, [*tree.full()])
+    leaves = [*tree.full()]
+    return _objection(tree, leaves, _wrapper(leaves))
 
 
-def _objection(tree: Tree, leaves: list[Path]) -> str:
+def _objection(tree: Tree, leaves: list[Path], suffix: str | None) -> str:
     if not leaves:
         return "it holds no arrays"
     if () in leaves:
         return f"it is a single leaf, {tree[()].spec}, not a tree of variables"
-    if _nnx_layout(tree, _wrapper(leaves)).optimizer is None and _is_optax_state(tree):
+    if _nnx_layout(tree, suffix).optimizer is None and _is_optax_state(tree):
         return "it is a sequence, as an optax state saved alone is, without the parameters it belongs to"
     return ""
 
@@ -67,7 +68,7 @@ def _is_optax_state(tree: Tree) -> bool:
 
 def _wrapper(leaves: list[Path]) -> str | None:
     """The key that ends the path of every NNX Variable in the tree, if its leaves are Variables."""
-    return next((key for key in WRAPPERS if _all_wrapped(leaves, key)), None)
+    return next((key for key in WRAPPERS if _all_wrapped(leaves, key)), None) if all(leaves) else None
 
 
 def _all_wrapped(leaves: list[Path], key: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,24 +20,14 @@ BOXED_NAMES = frozenset({"kernel", "bias", "scale", "embedding"})
 are never modules."""
 
 
-def boxed_paths(paths: Iterable[Path]) -> frozenset[Path]:
+def boxed_paths(tree: Tree) -> frozenset[Path]:
     """The paths of all boxed parameters, without their ``value``; none unless the boxes are beyond doubt.
 
     A box is a node whose only child is the leaf ``value``. A parameter that is itself called ``value`` looks the same,
     so the checkpoint counts as boxed only if one of Linen's own parameters is.
     """
-    paths = list(paths)
-    if not any(path[-1:] == (BOX_KEY,) and path[-2] in BOXED_NAMES for path in paths if len(path) > 1):
-        return frozenset()
-    boxes = {path[:-1] for path in paths if path[-1:] == (BOX_KEY,)}
-    # A leaf besides the value, or one below it, shows that a node is no box.
-    boxes -= {
-        above
-        for path in paths
-        for depth in range(len(path))
-        if (above := path[:depth]) in boxes and path[depth:] != (BOX_KEY,)
-    }
-    return frozenset(boxes) if any(box and box[-1] in BOXED_NAMES for box in boxes) else frozenset()
+    boxes = frozenset([path[:-1] for path in tree if path[-1:] == (BOX_KEY,) and tree.is_alone(path)])
+    return boxes if any(box[-1] in BOXED_NAMES for box in boxes if box) else frozenset()
 
 
 def unboxed(tree: Tree) -> tuple[list[tuple[Path, Leaf]], tuple[Ignored, ...]]:

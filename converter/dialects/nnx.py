@@ -52,15 +52,19 @@ class NnxLayout:
         return f"{wrapper} of {{{names}}}"
 
     def lift(self, tree: Tree) -> Lifted:
-        plain = {path: self._unwrapped(path) for path in tree}
-        variables = self._variables(plain.values())
-        full = [plain[path] for path in tree.full()]
-        mixed = mixed_prefixes((path for path in full if not self._in_model(path)), variables)
+        plain = [self._unwrapped(path) for path in tree]
+        inner = [self._in_model(path) for path in plain]
+        outside = {path: leaf for path, inside, leaf in zip(plain, inner, tree.values(), strict=True) if inside is None}
+        variables = {inside for inside in inner if inside is not None} if outside else frozenset[Path]()
+        full = (path for path, leaf in outside.items() if leaf.spec.kind is not LeafKind.EMPTY)
+        mixed = mixed_prefixes(full, variables)
         leaves: list[tuple[Slot, Held]] = []
         ignored: list[Ignored] = []
-        for path, leaf in tree.items():
-            source = plain[path]
-            slot = self._slot(source, variables, mixed)
+        for source, inside, leaf in zip(plain, inner, tree.values(), strict=True):
+            if inside is not None:
+                slot = Slot(Part.VARIABLES, "", inside)
+            else:
+                slot = self._outer_slot(source, variables, mixed)
             if leaf.spec.kind is not LeafKind.EMPTY:
                 leaves.append((slot, Held(source, leaf)))
             elif slot.part is Part.OPT_STATE and slot.is_mirror:
@@ -72,7 +76,7 @@ class NnxLayout:
 
     def lower(self, slot: Slot) -> Path | None:
         wrapper = (self.suffix,) if self.suffix else ()
-        inner = tuple(str(key) for key in (*slot.prefix, *slot.path))
+        inner = tuple(map(str, (*slot.prefix, *slot.path)))
         match slot.part:
             case Part.VARIABLES if inner in self.bare and self.model is not None:
                 return (*self.model, *inner)
@@ -88,8 +92,9 @@ class NnxLayout:
 
     def of(self, leaves: Iterable[Path]) -> NnxLayout:
         """The same layout with the bare arrays among these leaves."""
-        unwrapped = (path for path in leaves if self.suffix and path[-1] != self.suffix and self._in_model(path))
-        return replace(self, bare=frozenset(path[len(self.model or ()) :] for path in unwrapped))
+        unwrapped = (path for path in leaves if self.suffix and path[-1] != self.suffix)
+        inner = (self._in_model(path) for path in unwrapped)
+        return replace(self, bare=frozenset(inside for inside in inner if inside is not None))
 
     def _unwrapped(self, path: Path) -> Path:
         return path[:-1] if self.suffix is not None and path[-1:] == (self.suffix,) else path
@@ -99,15 +104,14 @@ class NnxLayout:
             return False
         return path[len(self.optimizer) :][:1] in ((STEP,), (OPT_STATE,))
 
-    def _in_model(self, path: Path) -> bool:
-        return self.model is not None and path[: len(self.model)] == self.model and not self._in_optimizer(path)
+    def _in_model(self, path: Path) -> Path | None:
+        """The path inside of the model; None for what stands beside it."""
+        if self.model is None or path[: len(self.model)] != self.model or self._in_optimizer(path):
+            return None
+        return path[len(self.model) :]
 
-    def _variables(self, paths: Iterable[Path]) -> set[Path]:
-        return {path[len(self.model or ()) :] for path in paths if self._in_model(path)}
-
-    def _slot(self, path: Path, variables: Collection[Path], mixed: Collection[Path]) -> Slot:
-        if self._in_model(path):
-            return Slot(Part.VARIABLES, path=path[len(self.model or ()) :])
+    def _outer_slot(self, path: Path, variables: Collection[Path], mixed: Collection[Path]) -> Slot:
+        """Where a leaf beside the model belongs."""
         if not self._in_optimizer(path):
             prefix, tail = split_mirror(path, variables, mixed) if variables else (path, ())
             return Slot(Part.EXTRA, path=tail, prefix=prefix)

@@ -22,20 +22,21 @@ def random_state_paths(leaves: Mapping[Path, Leaf]) -> dict[Path, str]:
     ``key`` and ``count`` side by side, a PRNG key (typed, or its raw uint32 words) and a uint32; with or without the
     ``value`` of their Variables.
     """
-    specs = {_without_wrapper(path): (path, leaf.spec) for path, leaf in leaves.items()}
+    keys = [path for path, leaf in leaves.items() if _without_wrapper(path)[-1:] == ("key",) and _is_key(leaf.spec)]
+    if not keys:
+        return {}
+    counters = {plain: path for path in leaves if (plain := _without_wrapper(path))[-1:] == ("count",)}
     found: dict[Path, str] = {}
-    for plain, (path, spec) in specs.items():
-        if plain[-1:] != ("key",) or not _is_key(spec):
-            continue
-        counter = specs.get((*plain[:-1], "count"))
-        if counter is not None and counter[1].dtype == "uint32":
+    for path in keys:
+        counter = counters.get((*_without_wrapper(path)[:-1], "count"))
+        if counter is not None and leaves[counter].spec.dtype == "uint32":
             found[path] = RNG_KEY
-            found[counter[0]] = RNG_COUNT
+            found[counter] = RNG_COUNT
     return found
 
 
 def _without_wrapper(path: Path) -> Path:
-    return path[:-1] if path[-1:] in (("value",), ("raw_value",)) else path
+    return path[:-1] if path and path[-1] in ("value", "raw_value") else path
 
 
 def _is_key(spec: LeafSpec) -> bool:

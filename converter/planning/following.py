@@ -89,7 +89,10 @@ class Following:
         self._groups: dict[Group, dict[Name, Held]] = {}
         for slot, held in state.items():
             if slot.path:
-                self._groups.setdefault((slot.part, slot.prefix), {})[slot.collection, slot.path] = held
+                group = slot.part, slot.prefix
+                if group not in self._groups:
+                    self._groups[group] = {}
+                self._groups[group][slot.collection, slot.path] = held
         by_source = {name: link for link in links for name in link.sources}
         self._follow(state, by_source)
         for link in links:
@@ -105,10 +108,12 @@ class Following:
             link = by_source.get((slot.collection, slot.path))
             if link is None:  # it has no counterpart, which is a problem already
                 continue
-            group = (slot.part, slot.prefix)
-            if (group, id(link)) not in done:
-                done.add((group, id(link)))
-                self._carry_out(link, slot)
+            if len(link.sources) > 1:
+                once = ((slot.part, slot.prefix), id(link))
+                if once in done:
+                    continue
+                done.add(once)
+            self._carry_out(link, slot)
 
     def _carry_out(self, link: Link, slot: Slot) -> None:
         """Makes the targets of a link in the group that a slot belongs to."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from converter.dialects.dialect import Dialect
 from converter.dialects.linen import LinenParams, LinenVariables
@@ -15,7 +15,7 @@ from converter.planning.plan import Step, Transfer
 from converter.planning.request import NnxBundle, Request
 from converter.rules.operations import CastCounter
 from converter.training_state import PARAMS, Part, Slot
-from converter.tree import array_spec
+from converter.tree import array_spec, containers
 
 STEP_DTYPES = {"linen": "int32", "nnx": "uint32"}
 """How each framework counts steps: a jitted ``TrainState.apply_gradients`` in int32, ``nnx.Optimizer`` in uint32."""
@@ -71,13 +71,11 @@ def lay_out(made: Sequence[Made], target: Dialect, findings: Findings) -> list[S
             steps[path] = Step(path, _counted(leaf, target), leaf.output)
     if isinstance(target, NnxLayout):
         _refuse_nesting(made, findings)
-    for path, step in steps.items():
-        above = next((path[:depth] for depth in range(len(path)) if path[:depth] in steps), None)
-        if above is not None:
-            findings.refuse(
-                f"{format_path(_source(step))} goes below the leaf {format_path(above)}",
-                "Drop one of them with --drop.",
-            )
+    for path, above in _nested(steps):
+        findings.refuse(
+            f"{format_path(_source(steps[path]))} goes below the leaf {format_path(above)}",
+            "Drop one of them with --drop.",
+        )
     return list(steps.values())
 
 
@@ -87,20 +85,27 @@ def _source(step: Step) -> Path:
 
 def _refuse_nesting(made: Iterable[Made], findings: Findings) -> None:
     """In NNX one attribute cannot be a Variable and a module; two collections of Linen may use a name as both."""
-    variables = {leaf.slot.path: leaf.source for leaf in made if leaf.slot.part is Part.VARIABLES}
-    for path, source in variables.items():
-        for depth in range(1, len(path)):
-            if path[:depth] in variables:
-                findings.refuse(
-                    f"{format_path(variables[path[:depth]])} and {format_path(source)} need one name for a Variable "
-                    "and for a module",
-                    "Drop one of them with --drop.",
-                )
+    variables = {leaf.slot.path: leaf.source for leaf in made if leaf.slot.part is Part.VARIABLES and leaf.slot.path}
+    for path, above in _nested(variables):
+        findings.refuse(
+            f"{format_path(variables[above])} and {format_path(variables[path])} need one name for a Variable "
+            "and for a module",
+            "Drop one of them with --drop.",
+        )
+
+
+def _nested(paths: Collection[Path]) -> Iterator[tuple[Path, Path]]:
+    """Every path that leads through another one, with that one."""
+    both = containers(paths).intersection(paths)
+    for path in paths if both else ():
+        yield from ((path, path[:depth]) for depth in range(len(path)) if path[:depth] in both)
 
 
 def _counted(leaf: Made, target: Dialect) -> Transfer:
     """The transfer of a leaf, with a step counter as the target's framework holds it."""
+    if leaf.slot.part is not Part.STEP:
+        return leaf.transfer
     dtype = STEP_DTYPES[target.framework]
-    if leaf.slot.part is Part.STEP and leaf.spec != array_spec(dtype, leaf.spec.shape):
+    if leaf.spec != array_spec(dtype, leaf.spec.shape):
         return Transfer(CastCounter(dtype), leaf.transfer.sources)
     return leaf.transfer

@@ -126,7 +126,7 @@ def source_specs(state: TrainingState, request: Request) -> dict[Name, LeafSpec]
         for name, spec in mirrored.items():
             if name not in in_state:
                 sources[name] = spec if name not in known or _is_of_another(spec, known[name]) else known[name]
-    return {name: spec for name, spec in sources.items() if _is_decided(name)}
+    return {name: spec for name, spec in sources.items() if name[0] or slashed_key(name[1]) is not None}
 
 
 _UNKNOWN = empty_spec("node")
@@ -136,10 +136,6 @@ def _is_of_another(moment: LeafSpec, declared: LeafSpec) -> bool:
     """Whether a moment cannot be that of the model's parameter; one number for a whole parameter can."""
     known = LeafKind.EMPTY not in (moment.kind, declared.kind)
     return known and len(moment.shape) == len(declared.shape) and moment.shape != declared.shape
-
-
-def _is_decided(name: Name) -> bool:
-    return bool(name[0]) or slashed_key(name[1]) is not None
 
 
 def _restricted(model: Model | None, request: Request, has_variables: bool) -> Model | None:

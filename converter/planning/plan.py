@@ -60,10 +60,9 @@ class Transfer:
     def grid(self, output: int) -> Grid | None:
         """How a result lies on disk while its bytes are still those of the sources; None where they have to be made."""
         if self._grids is False:
-            lying = [held.leaf.grid() for held in self.sources]
-            known = [grid for grid in lying if grid is not None]
+            known = [grid for held in self.sources if (grid := held.leaf.grid()) is not None]
             # A PRNG key and its words are told apart by the spec; no operation but renaming makes one of the other.
-            complete = bool(known) and len(known) == len(lying)
+            complete = bool(known) and len(known) == len(self.sources)
             self._grids = self.operation.regrid(known, self._source_specs) if complete else None
         return self._grids[output] if self._grids else None
 
@@ -302,7 +301,7 @@ def _rows(steps: Sequence[Step]) -> Iterator[tuple[str, str, str, str]]:
             made.setdefault(id(step.transfer), []).append(step)
     for together in made.values():
         transfer = together[0].transfer
-        specs = dict.fromkeys(str(step.spec) for step in together)
+        specs = dict.fromkeys([str(step.spec) for step in together])
         times = f"{len(together)} × " if len(together) > len(specs) else ""
         source = f"← {transfer.names}" if transfer.sources else "←"
         yield several([s.target for s in together]), source, times + ", ".join(specs), transfer.operation.name

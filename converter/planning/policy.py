@@ -30,18 +30,24 @@ def apply_policy(
     """
     used: set[PathGlob] = set()
     plain = _plain_arrays(request.nnx_model)
-    reasons = {slot: _reason(slot, held, request, plain, used) for slot, held in state.items()}
-    dropped = {
-        _name(slot): state[slot].leaf.spec for slot, reason in reasons.items() if reason and slot.part is Part.VARIABLES
+    reasons = {
+        slot: reason
+        for slot, held in state.items()
+        if (reason := _reason(slot, held, request, plain, used)) is not None
     }
-    for slot, held in state.items():
-        follows = reasons[slot] is None and slot.is_mirror and _name(slot) in dropped
-        if follows and not _matches(request.keep, slot, held, used):
-            reasons[slot] = f"mirrors {format_path((slot.collection, *slot.path))}, which is dropped"
-    for slot, held in state.items():
-        reason = reasons[slot]
-        if reason and held.leaf.spec.kind is not LeafKind.EMPTY:
-            findings.drops.append(Drop(held.source, held.leaf.spec, reason))
+    dropped = {_name(slot): state[slot].leaf.spec for slot in reasons if slot.part is Part.VARIABLES}
+    if dropped:
+        for slot, held in state.items():
+            follows = slot not in reasons and slot.is_mirror and _name(slot) in dropped
+            if follows and not _matches(request.keep, slot, held, used):
+                reasons[slot] = f"mirrors {format_path((slot.collection, *slot.path))}, which is dropped"
+    if reasons:
+        findings.drops += [
+            Drop(held.source, held.leaf.spec, reasons[slot])
+            for slot, held in state.items()
+            if slot in reasons and held.leaf.spec.kind is not LeafKind.EMPTY
+        ]
+        state = TrainingState([(slot, held) for slot, held in state.items() if slot not in reasons])
     for option, globs in (("--drop", request.drop), ("--keep", request.keep)):
         for glob in globs:
             if glob not in used:
@@ -49,7 +55,7 @@ def apply_policy(
                     f"{option} {glob.text!r} matches no leaf",
                     "Patterns are matched against paths as inspect prints them; ** stands for any number of keys.",
                 )
-    return TrainingState([(slot, held) for slot, held in state.items() if not reasons[slot]]), dropped
+    return state, dropped
 
 
 def _name(slot: Slot) -> Name:

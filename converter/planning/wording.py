@@ -26,13 +26,11 @@ def demand(operation: Operation) -> str:
 
 def several(paths: Sequence[Path]) -> str:
     """Several paths in a few words: ``params/layers_{0…11}/kernel``, ``params/cell/{ir,iz,in}/kernel``."""
-    return " + ".join(several_parts(paths))
+    return format_path(paths[0]) if len(paths) == 1 else " + ".join(several_parts(paths))
 
 
 def several_parts(paths: Sequence[Path]) -> list[str]:
     """The same as a list: one text where the paths are all combinations of some keys, several where they are not."""
-    if len(paths) == 1:
-        return [format_path(paths[0])]
     columns = [list(dict.fromkeys(column)) for column in zip(*paths, strict=False)]
     together = len(set(map(len, paths))) == 1 and math.prod(map(len, columns)) == len(set(paths))
     if not together:

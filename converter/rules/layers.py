@@ -14,7 +14,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from converter.paths import Path
 from converter.rules.link import Name
@@ -28,8 +28,7 @@ Role = Name
 """Collection of a variable and its path inside its layer, as Linen writes them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """Variables of NNX that belong together, and what they are in Linen.
 
     Attributes:
@@ -178,6 +177,8 @@ def nnx_parts(
     cells = {layer.path: NNX_CELLS[layer.kind] for layer in nnx_layers if layer.kind in NNX_CELLS}
     if not nnx_layers:
         cells = _cells_like_linen(nnx, linen, linen_layers)
+    if not cells:
+        return [_plain(name) for name in nnx]
     below = _below(cells, nnx)
     in_cells = {part.nnx[0]: part for root, leaves in below.items() for part in cells[root].parts(root, leaves)}
     return [in_cells.get(name) or _plain(name) for name in nnx]

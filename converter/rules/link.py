@@ -46,7 +46,7 @@ class Link(NamedTuple):
         Raises:
           NotInvertible: its operation loses something.
         """
-        return self._replace(sources=self.targets, targets=self.sources, operation=self.operation.inverse())
+        return Link(self.targets, self.sources, self.operation.inverse(), self.beside, self.confidence)
 
     def __str__(self) -> str:
         names = " ← ".join(" + ".join(map(format_name, side)) or "nothing" for side in (self.targets, self.sources))

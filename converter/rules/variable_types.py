@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from converter.dialects.rng import random_state_paths
 from converter.paths import Path, PathGlob
 from converter.rules.names import joined_numbers
-from converter.training_state import PARAMS, Held, Part, Slot, TrainingState
+from converter.training_state import PARAMS, Part, TrainingState
 from converter.tree import Leaf
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def assign_collections(
     """
     variables = {slot.path: held.leaf for slot, held in state.items() if slot.part is Part.VARIABLES}
     mirrored = frozenset(slot.path for slot in state if slot.part is Part.OPT_STATE and slot.is_mirror)
-    sources = {slot.path: held.source for slot, held in state.items() if slot.part is Part.VARIABLES}
+    sources = {slot.path: held.source for slot, held in state.items() if slot.part is Part.VARIABLES} if told else {}
     possible: list[tuple[object, Decide]] = [
         (told, lambda path: next((name for g, name in told if g.matches(path) or g.matches(sources[path])), None)),
         (rules, lambda path: rules.collection_of(path) if rules else None),
@@ -65,12 +65,12 @@ def assign_collections(
         return ""
 
     decided = {path: decide(path) for path in variables}
-
-    def placed(slot: Slot, held: Held) -> tuple[Slot, Held]:
-        collection = decided.get(slot.path, PARAMS) if slot.path else ""
-        return slot.renamed(collection, slot.path), held
-
-    return TrainingState([placed(slot, held) for slot, held in state.items()])
+    return TrainingState(
+        [
+            (slot.renamed(decided.get(slot.path, PARAMS) if slot.path else "", slot.path), held)
+            for slot, held in state.items()
+        ]
+    )
 
 
 def _from_nnx_model(model: Model | None) -> Decide:

@@ -210,8 +210,7 @@ def _leaves(
     """The leaves in the order of the file."""
     strings = Strings(directory)
     saved = SavedArrays(directory)
-    arrays = [entry for entry in metadata.entries if entry.is_array]
-    specs = dict(zip((entry.path for entry in arrays), store.specs(arrays), strict=True))
+    specs = iter(store.specs([entry for entry in metadata.entries if entry.is_array]))
     for entry in metadata.entries:
         if entry.is_empty:
             yield entry.path, Leaf(empty_spec(EMPTY_TYPES[entry.value_type]), lambda: None)
@@ -222,7 +221,7 @@ def _leaves(
         elif entry.is_text:
             yield entry.path, Leaf(LeafSpec(LeafKind.TEXT, "str"), partial(strings.__getitem__, entry))
         else:
-            yield entry.path, _array_leaf(entry, specs[entry.path], saved, store)
+            yield entry.path, _array_leaf(entry, next(specs), saved, store)
 
 
 def _array_leaf(entry: Entry, spec: LeafSpec, saved: SavedArrays, store: ArrayStore) -> Leaf:

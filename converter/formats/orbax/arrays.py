@@ -50,6 +50,7 @@ class ArrayStore:
         self.version = "zarr3" if zarr3 else "zarr2"
         self._directory = directory
         self._all_stored = all_stored
+        self._arrays: dict[str, ZarrArray] = {}
 
     @property
     def layout(self) -> str:
@@ -67,19 +68,21 @@ class ArrayStore:
         texts = [self._metadata(entry) for entry in entries]
         if None in texts:
             raise self._without_data([entry for entry, text in zip(entries, texts, strict=True) if text is None])
-        if self.databases.unmerged:
-            self._refuse_lost_parts(entries)
         # Most arrays of a big checkpoint share their metadata, letter for letter.
-        parsed: dict[bytes | None, LeafSpec] = {}
+        parsed: dict[bytes | None, tuple[ZarrArray, LeafSpec]] = {}
+        specs: list[LeafSpec] = []
         for entry, text in zip(entries, texts, strict=True):
             if text not in parsed:
                 array = _parse(entry, text or b"")
-                parsed[text] = array_spec(array.dtype, array.shape)
-        for entry, text in zip(entries, texts, strict=True):
-            if entry.expected not in (None, parsed[text]):
-                problem = f"expected {entry.expected}, as noted beside it, found {parsed[text]}"
+                parsed[text] = array, array_spec(array.dtype, array.shape)
+            self._arrays[entry.name], spec = parsed[text]
+            if entry.expected not in (None, spec):
+                problem = f"expected {entry.expected}, as noted beside it, found {spec}"
                 raise UnreadableCheckpoint(f"{format_path(entry.path)}: its array is another one: {problem}", _DAMAGED)
-        return [parsed[text] for text in texts]
+            specs.append(spec)
+        if self.databases.unmerged:
+            self._refuse_lost_parts(entries)
+        return specs
 
     def _without_data(self, entries: Sequence[Entry]) -> UnreadableCheckpoint:
         notes = [f" (written to {entry.written_to})" if entry.written_to else "" for entry in entries]
@@ -91,12 +94,12 @@ class ArrayStore:
         )
 
     def grid(self, entry: Entry, saved: SavedArray) -> Grid:
-        """How an array lies on disk.
+        """How an array lies on disk, one of those whose ``specs`` were asked for.
 
         Raises:
           UnreadableCheckpoint: a chunk is missing that should be there.
         """
-        array = _parse(entry, self._metadata(entry) or b"")
+        array = self._arrays[entry.name]
         axes = array.axes(saved.write_shape, saved.partition)
         chunks = self._chunks(entry, array)
         made = Grid(axes, array.order, array.encoding, chunks, linkable=True, origin=saved)
@@ -119,7 +122,7 @@ class ArrayStore:
         lost: list[str] = []
         may_be_zeros = False
         for entry in entries:
-            array = _parse(entry, self._metadata(entry) or b"")
+            array = self._arrays[entry.name]
             stored, number = len(self._chunks(entry, array)), array.number
             surely = self._all_stored or array.stores_zeros or bool(self.databases.lost)
             if stored < number and (stored or surely):
@@ -190,8 +193,9 @@ class ArrayStore:
             place = f"{self._directory}/{prefix}"
             return {index: Extent(place + key, 0, files[key]) for index, key in array.places() if key in files}
         values = self.databases.values
-        _check_number(array, len(values))
-        stored = ((index, values.get(f"{prefix}{key}".encode())) for index, key in array.places())
+        if array.number > 1:
+            _check_number(array, len(values))
+        stored = [(index, values.get(f"{prefix}{key}".encode())) for index, key in array.places()]
         return {index: chunk for index, chunk in stored if chunk is not None}
 
     def _read_with_tensorstore(self, entry: Entry) -> np.ndarray[Any, Any]:

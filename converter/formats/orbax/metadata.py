@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-import base64
+import binascii
 import functools
 import json
 from collections import Counter
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from converter.errors import UnreadableCheckpoint, UnsupportedCheckpoint
 from converter.formats.checkpoint import Sharding
-from converter.paths import IndexKey, Key, Path, format_path
+from converter.paths import IndexKey, Path, format_path
 from converter.tree import LeafSpec
 
 METADATA_FILE = "_METADATA"
@@ -118,7 +118,7 @@ def read_item_metadata(directory: FilePath) -> ItemMetadata:
 
 
 def _entry(value: Mapping[str, Any]) -> Entry:
-    path = tuple(_key(key) for key in value["key_metadata"])
+    path = tuple([key["key"] if key["key_type"] == _DICT_KEY else _position(key) for key in value["key_metadata"]])
     value_type = value["value_metadata"]["value_type"]
     inline = bool(value["value_metadata"]["skip_deserialize"]) and value_type not in EMPTY_TYPES
     name = ".".join(path)
@@ -127,13 +127,10 @@ def _entry(value: Mapping[str, Any]) -> Entry:
     return Entry(path, name, str(value_type), inline)
 
 
-def _key(key: Mapping[str, Any]) -> Key:
-    text, kind = str(key["key"]), key["key_type"]
-    if kind == _SEQUENCE_KEY:
-        return IndexKey(int(text))
-    if kind != _DICT_KEY:
-        raise ValueError(f"key type {kind!r}")
-    return text
+def _position(key: Mapping[str, Any]) -> IndexKey:
+    if key["key_type"] != _SEQUENCE_KEY:
+        raise ValueError(f"key type {key['key_type']!r}")
+    return IndexKey(int(key["key"]))
 
 
 def refuse_shared_names(entries: Iterable[Entry]) -> None:
@@ -143,9 +140,9 @@ def refuse_shared_names(entries: Iterable[Entry]) -> None:
       UnsupportedCheckpoint: some leaves with data share a name.
     """
     stored = [(entry, key_prefix(entry.name)) for entry in entries if not entry.is_empty and not entry.inline]
-    counts = Counter(prefix for _, prefix in stored)
-    if len(counts) == len(stored):
+    if len({prefix for _, prefix in stored}) == len(stored):
         return
+    counts = Counter(prefix for _, prefix in stored)
     shared = [f"  {format_path(e.path)} is stored as {e.name}" for e, prefix in stored if counts[prefix] > 1]
     raise UnsupportedCheckpoint(
         "\n".join(["Orbax joins keys by dots, and with keys that hold dots some leaves share one name:", *shared]),
@@ -158,7 +155,7 @@ def key_prefix(name: str) -> str:
 
     It is empty where the whole tree is one array.
     """
-    return "" if name in ("", "/") else f"{name.removesuffix('/')}/"
+    return "" if name in ("", "/") else name if name[-1] == "/" else f"{name}/"
 
 
 class SavedArray(NamedTuple):
@@ -206,15 +203,12 @@ class SavedArrays:
     def __getitem__(self, entry: Entry) -> SavedArray:
         if self._shardings is None:
             self._shardings = _read_shardings(self._directory)
+        sharding = self._shardings.get(sharding_key(entry.name)) if self._shardings else None
         listed = self._listed.get(entry.name)
-        shape = (listed or {}).get("write_shape") or ()
-        return SavedArray(
-            entry.value_type,
-            tuple(int(length) for length in shape),
-            listed is not None,
-            (listed or {}).get("ext_metadata"),
-            self._shardings.get(sharding_key(entry.name)),
-        )
+        if listed is None:
+            return SavedArray(entry.value_type, sharding=sharding)
+        shape = tuple(map(int, listed.get("write_shape") or ()))
+        return SavedArray(entry.value_type, shape, True, listed.get("ext_metadata"), sharding)
 
 
 def read_shardings(directory: FilePath, entries: Iterable[Entry]) -> dict[Path, Sharding]:
@@ -245,7 +239,10 @@ def _named_sharding(noted: Any) -> Sharding | None:
 
 def sharding_key(name: str) -> str:
     """What an array is called in ``_sharding``."""
-    return base64.urlsafe_b64encode(name.encode()).decode()
+    return binascii.b2a_base64(name.encode(), newline=False).translate(_URL_SAFE).decode()
+
+
+_URL_SAFE = bytes.maketrans(b"+/", b"-_")
 
 
 def _read_array_metadatas(directory: FilePath) -> dict[str, Mapping[str, Any]]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from converter.paths import Path
 from converter.rules.layers import Part, nnx_parts
@@ -17,8 +16,7 @@ if TYPE_CHECKING:
     from converter.models import Model
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """Variables of Linen that are variables of NNX, and the operation that makes these from those.
 
     Attributes:
@@ -57,7 +55,7 @@ class Board:
         self.linen, self.nnx = linen, nnx
         self.linen_model, self.nnx_model = linen_model, nnx_model
         variables = nnx_model.variables if nnx_model else ()
-        self._linen_paths = {variable.path: variable.linen_path for variable in variables}
+        self._linen_paths = linen_paths(nnx_model)
         parts = nnx_parts(nnx, nnx_model.layers if nnx_model else (), linen, linen_model.layers if linen_model else ())
         self.free_linen: dict[Name, LeafSpec] = dict(linen)
         self._own_linen = {name: name for name in linen}
@@ -77,7 +75,7 @@ class Board:
     def settle(self, piece: Piece) -> None:
         """Takes note of a piece; its variables are no longer free."""
         # The keys of the model itself: a module behind the bridge of flax.nnx has ints and tuples among them.
-        self.pieces.append(replace(piece, linen=tuple(self._own_linen.get(name, name) for name in piece.linen)))
+        self.pieces.append(piece._replace(linen=tuple(self._own_linen.get(name, name) for name in piece.linen)))
         self.give_up(piece.linen, piece.nnx)
 
     def give_up(self, linen: Iterable[Name], nnx: Iterable[Name]) -> None:
@@ -110,5 +108,14 @@ class Board:
 
         The dict is joined to its key as any other, unless only names are known.
         """
-        called = self.linen_path(path)
-        return called[:-2] if called[-1] == path[-1] else called[:-1]
+        return wrapper_path(self.linen_path(path), path)
+
+
+def linen_paths(nnx_model: Model | None) -> dict[Path, Path]:
+    """What Linen calls the variables of a model of NNX."""
+    return {variable.path: variable.linen_path for variable in nnx_model.variables} if nnx_model else {}
+
+
+def wrapper_path(called: Path, path: Path) -> Path:
+    """What Linen calls the wrapper of a variable in a dict of NNX: see ``Board.wrapper_path``."""
+    return called[:-2] if called[-1] == path[-1] else called[:-1]

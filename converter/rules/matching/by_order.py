@@ -169,7 +169,9 @@ def _matches(board: Board, view: FoldedBoard, guess: Guess, evidence: Evidence) 
     """The pieces that each pair of a guess amounts to; None if the shapes of any do not fit."""
     matches = []
     for linen, nnx in guess:
-        names: dict[Role, Name] = {role: member for role, member in linen.members.items() if isinstance(member, tuple)}
+        names: dict[Role, Name] = {
+            role: member for role, member in linen.members.items() if not isinstance(member, Part)
+        }
         found: list[Piece] = []
         for part in dict.fromkeys(member for member in nnx.members.values() if isinstance(member, Part)):
             # A leaf on its own is paired whatever its name.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from converter.paths import Path
@@ -13,10 +12,11 @@ from converter.rules.layers import (
     NNX_CELLS,
     Part,
     Role,
+    nnx_parts,
     tuple_key,
 )
 from converter.rules.link import Name
-from converter.rules.matching.board import Board, Piece
+from converter.rules.matching.board import Piece, linen_paths, wrapper_path
 from converter.rules.names import LINEN_GATE, NNX_GATE, lstm_cells, rename_gate
 from converter.rules.operations import REWRAP, Concat
 from converter.tree import LeafSpec
@@ -27,23 +27,22 @@ if TYPE_CHECKING:
 
 def linen_pieces(nnx: Mapping[Name, LeafSpec], nnx_model: Model | None) -> list[Piece]:
     """Pieces for all variables of NNX, with the names that Linen would give them."""
-    board = Board({}, nnx, None, nnx_model)
-    cells = lstm_cells(board.linen_path(path) for _, path in nnx)
-    pieces = []
-    for part in board.free_parts.values():
-        linen = (_linen_name(board, part, role, cells) for role in part.roles)
-        pieces.append(Piece(tuple(linen), part.nnx, part.to_nnx))
-    return pieces
+    called = linen_paths(nnx_model)
+    cells = lstm_cells(called.get(path, path) for _, path in nnx)
+    return [
+        Piece(tuple([_linen_name(called, part, role, cells) for role in part.roles]), part.nnx, part.to_nnx)
+        for part in nnx_parts(nnx, nnx_model.layers if nnx_model else (), (), ())
+    ]
 
 
-def _linen_name(board: Board, part: Part, role: Role, cells: frozenset[Path]) -> Name:
+def _linen_name(linen_paths: Mapping[Path, Path], part: Part, role: Role, cells: frozenset[Path]) -> Name:
     collection, inside = role
     path = part.nnx[0][1]
-    called = tuple(str(key) for key in board.linen_path(path))
+    called = tuple(map(str, linen_paths.get(path, path)))
     if part.kind:
         return collection, (*called[: len(part.root) - len(path)], *inside)
     if inside != path[-1:]:  # a key with slashes
-        return collection, (*map(str, board.wrapper_path(path)), *inside)
+        return collection, (*wrapper_path(called, path), *inside)
     return collection, rename_gate(called, cells, NNX_GATE, LINEN_GATE)
 
 
@@ -56,14 +55,16 @@ def nnx_pieces(linen: Mapping[Name, LeafSpec], linen_model: Model | None) -> lis
     items = linen_model.items if linen_model else {}
     pieces: dict[Name, Piece] = {}
     for name in linen:
-        root = next((name[1][:depth] for depth in range(len(name[1])) if name[1][:depth] in roots), None)
+        path = name[1]
+        root = next((path[:depth] for depth in range(len(path)) if path[:depth] in roots), None) if roots else None
         if root is not None:
             piece = _cell_piece(linen, name, root, roots[root])
         else:
             piece = Piece((name,), ((name[0], _nnx_path(name, wrappers, cells)),))
+        if piece is not None and items:
+            piece = piece._replace(nnx=tuple((collection, _with_items(path, items)) for collection, path in piece.nnx))
         if piece is not None:
-            placed = tuple((collection, _with_items(path, items)) for collection, path in piece.nnx)
-            pieces[name] = replace(piece, nnx=placed)
+            pieces[name] = piece
     return list(pieces.values())
 
 

@@ -68,7 +68,7 @@ class FoldedBoard:
             else:
                 part = self.free_parts[first,]
                 root = folded[1][: len(folded[1]) - (len(first[1]) - len(part.root))]
-                stacked = replace(part, root=root, nnx=(folded,))
+                stacked = part._replace(root=root, nnx=(folded,))
                 self.free_parts = _replaced(self.free_parts, [(name,) for name in members], (folded,), stacked)
 
     def unfolded(self, piece: Piece, part: Part, evidence: Evidence) -> Piece | None:

@@ -58,7 +58,7 @@ def correspond(
         pieces = _matched(to, sources, dropped, linen_model, nnx_model, evidence, found)
     for piece in pieces:
         link = _link(piece, to, found, target_model)
-        if link is not None and all(name in sources for name in link.sources):  # not those that are left behind
+        if link is not None and all(map(sources.__contains__, link.sources)):  # not those that are left behind
             found.links.append(link)
     _add_hidden_biases(to, sources, target_model, found)
     if source_model is not None:
@@ -71,9 +71,10 @@ def correspond(
 def _link(piece: Piece, to: Framework, found: Correspondence, target_model: Model | None) -> Link | None:
     if to == "linen" and not piece.nnx:
         return _filled(piece, found, target_model)
-    link = Link(piece.linen, piece.nnx, piece.to_nnx, confidence=piece.confidence)
+    if to == "nnx":
+        return Link(piece.linen, piece.nnx, piece.to_nnx, None, piece.confidence)
     try:
-        return link if to == "nnx" else link.reversed()
+        return Link(piece.nnx, piece.linen, piece.to_nnx.inverse(), None, piece.confidence)
     except NotInvertible as error:
         found.refuse(f"{' + '.join(map(format_name, piece.nnx))}: {error}")
         return None
@@ -234,20 +235,23 @@ def _refuse_leftovers(
 
 def _is_hidden_bias(name: Name, linen: Collection[Name]) -> bool:
     """Whether this is ``hn/bias`` of a GRUCell, of which NNX has only the other variables."""
-    root = name[1][:-2]
+    if name[1][-2:] != GRU_HIDDEN_BIAS:
+        return False
     gates = ("ir", "iz", "in", "hr", "hz", "hn")
-    return name[1][-2:] == GRU_HIDDEN_BIAS and all((name[0], (*root, gate, "kernel")) in linen for gate in gates)
+    return all((name[0], (*name[1][:-2], gate, "kernel")) in linen for gate in gates)
 
 
 def _add_hidden_biases(
     to: Framework, sources: Mapping[Name, LeafSpec], target_model: Model | None, found: Correspondence
 ) -> None:
     if to == "nnx":
-        linked = set(found.linked_sources())
-        for name in sources:
-            fused = (name[0], (*name[1][:-2], "hn", "kernel"))
-            if name not in linked and _is_hidden_bias(name, sources) and fused in linked:
-                found.links.append(Link((name,), (), Drop(GRU_REASON, expected=0.0)))
+        biases = [name for name in sources if _is_hidden_bias(name, sources)]
+        linked = set(found.linked_sources()) if biases else set[Name]()
+        for collection, path in biases:
+            if (collection, path) not in linked and (collection, (*path[:-1], "kernel")) in linked:
+                found.links.append(Link(((collection, path),), (), Drop(GRU_REASON, expected=0.0)))
+        return
+    if not any(path[-2:] == ("hn", "kernel") for _, path in found.linked_targets()):
         return
     specs = {(v.collection, v.path): v.spec for v in target_model.variables} if target_model else {}
     made = {name: (link, position) for link in found.links for position, name in enumerate(link.targets)}
@@ -286,7 +290,7 @@ def _without_counterpart(path: Path, model: Model | None) -> str:
 def _refuse_without_counterpart(
     sources: Mapping[Name, LeafSpec], source_model: Model | None, found: Correspondence
 ) -> None:
-    for name, spec in sources.items():
+    for name, spec in sources.items() if source_model is not None else ():
         why = _without_counterpart(name[1], source_model)
         if why:
             found.refuse(
