@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from converter.stored import Extent
@@ -44,8 +43,7 @@ class Axis(NamedTuple):
         return self.chunk == self.size or self.size == 0
 
 
-@dataclass(frozen=True, slots=True)
-class Encoding:
+class Encoding(NamedTuple):
     """How the elements of a chunk become bytes.
 
     Attributes:
@@ -89,16 +87,16 @@ class Grid(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return tuple(axis.size for axis in self.axes)
+        return tuple([axis.size for axis in self.axes])
 
     @property
     def chunk_shape(self) -> tuple[int, ...]:
-        return tuple(axis.chunk for axis in self.axes)
+        return tuple([axis.chunk for axis in self.axes])
 
     @property
     def counts(self) -> tuple[int, ...]:
         """How many chunks there are along each axis."""
-        return tuple(-(-axis.size // axis.chunk) for axis in self.axes)
+        return tuple([-(-axis.size // axis.chunk) for axis in self.axes])
 
     @property
     def is_complete(self) -> bool:

@@ -71,7 +71,7 @@ class LeafSpec:
     def nbytes(self) -> int:
         """Bytes of the array in memory (NumPy's item size, so one byte for an int4); 0 for everything else."""
         if self.kind in (LeafKind.ARRAY, LeafKind.NUMPY_SCALAR):
-            return self.size * item_size(self.dtype)
+            return math.prod(self.shape) * item_size(self.dtype)
         return self.size * 4 * KEY_WORDS.get(self.dtype, 2) if self.kind is LeafKind.KEY else 0
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -54,7 +53,7 @@ def encoded(
     chunk = tuple(max(size, 1) for size in array.shape) if chunk is None else chunk
     order = tuple(range(array.ndim)) if order is None else order
     encoding = encoding or Encoding("")
-    encoding = encoding if encoding.dtype else replace(encoding, dtype=typestr(array.dtype))
+    encoding = encoding if encoding.dtype else encoding._replace(dtype=typestr(array.dtype))
     inner = inner if encoding.sharded and inner is not None else chunk if encoding.sharded else (0,) * array.ndim
     write = tuple(max(min(pair), 1) for pair in zip(write or chunk, array.shape, strict=True))
     mesh = mesh or (None,) * array.ndim

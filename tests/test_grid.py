@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import ml_dtypes
@@ -27,8 +26,8 @@ from converter.grid import (
 from converter.stored import Extent
 from tests.grids import OPAQUE, Array, Shape, alike, assert_consistent, decoded, encoded, fetched, layouts, placed
 
-COMPRESSED = replace(OPAQUE[0], dtype="<i2")
-SHARDED = replace(OPAQUE[2], dtype="<i2")
+COMPRESSED = OPAQUE[0]._replace(dtype="<i2")
+SHARDED = OPAQUE[2]._replace(dtype="<i2")
 
 
 def numbered(shape: Shape, start: int = 1) -> Array:
@@ -176,8 +175,8 @@ GRID = encoded(numbered((4, 6)), (2, 3), mesh=["data", None])
     [
         GRID._replace(encoding=COMPRESSED),
         GRID._replace(encoding=Encoding("<u2")),
-        GRID._replace(encoding=replace(GRID.encoding, container="zarr3")),
-        GRID._replace(encoding=replace(GRID.encoding, details="{}")),
+        GRID._replace(encoding=GRID.encoding._replace(container="zarr3")),
+        GRID._replace(encoding=GRID.encoding._replace(details="{}")),
         GRID._replace(linkable=True),
         encoded(numbered((4, 6)), (2, 3), (1, 0), mesh=["data", None]),
         encoded(numbered((4, 5)), (2, 3), mesh=["data", None]),
@@ -395,7 +394,7 @@ def test_another_shape_where_what_changes_is_in_one_piece(grid: Grid, data: st.D
 def test_arrays_in_one_chunk_take_any_shape(sources: list[Grid], data: st.DataObject):
     array = decoded(sources[0])
     shape = data.draw(other_shape(array.shape))
-    for encoding in (None, replace(OPAQUE[0], dtype=""), replace(OPAQUE[1], dtype="")):
+    for encoding in (None, OPAQUE[0]._replace(dtype=""), OPAQUE[1]._replace(dtype="")):
         made = outcome(reshaped, encoded(array, encoding=encoding), shape)
         assert_holds(made, array.reshape(shape))
         assert made is not None

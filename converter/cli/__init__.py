@@ -251,7 +251,7 @@ def _read_collections(texts: tuple[str, ...]) -> dict[str, str]:
 
 def main() -> None:
     """The console script."""
-    # A plan of 50,000 leaves is millions of objects without a circle among them, which need not be looked at every time.
+    # A plan of 50,000 leaves is millions of objects without a circle among them: not to be looked at time and again.
     gc.set_threshold(10_000_000, 20, 20)
     console.prepare_streams()
     console.install_signal_handlers()

@@ -6,7 +6,7 @@ import contextlib
 import io
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from converter.errors import UnreadableCheckpoint
@@ -18,6 +18,9 @@ _COMPARED = 1 << 20
 
 _SMALL = 1 << 14
 """Bytes that are read in one go."""
+
+_TOGETHER, _GAP = 1 << 18, 1 << 10
+"""Bytes that are read together at the most, and bytes between two chunks that are read along."""
 
 _OPEN_FILES = 64
 
@@ -116,6 +119,27 @@ FILES = _Files()
 def forget_files() -> None:
     """Closes all files that were read, so that those which are removed give their space back."""
     FILES.forget()
+
+
+def small_chunks(extents: Sequence[Extent]) -> Iterator[bytes]:
+    """The bytes of many extents of a few bytes, one after the other: those that follow each other are read together.
+
+    Raises:
+      UnreadableCheckpoint: a file is missing, shorter, or cannot be read.
+    """
+    first = 0
+    while first < len(extents):
+        file, start, length = extents[first]
+        last, end = first + 1, start + length
+        while last < len(extents) and extents[last].file == file and 0 <= extents[last].offset - end <= _GAP:
+            end = extents[last].offset + extents[last].length
+            last += 1
+            if end - start > _TOGETHER:
+                break
+        data = FILES.read(Extent(file, start, end - start))
+        for each in extents[first:last]:
+            yield data[each.offset - start : each.offset - start + each.length]
+        first = last
 
 
 class ChunkReader(io.RawIOBase):

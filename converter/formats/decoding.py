@@ -11,7 +11,6 @@ import math
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from converter import scratch
@@ -148,7 +147,7 @@ def _unsharded(grid: Grid) -> Grid:
             place = tuple(i * c + j for i, c, j in zip(index, counts, inner, strict=True))
             chunks[place] = part_of(chunk, offset, length)
     axes = tuple(axis._replace(chunk=axis.inner, inner=0) for axis in grid.axes)
-    return grid._replace(axes=axes, encoding=replace(grid.encoding, sharded=False), chunks=chunks)
+    return grid._replace(axes=axes, encoding=grid.encoding._replace(sharded=False), chunks=chunks)
 
 
 def _shard_table(chunk: Chunk, number: int) -> tuple[int, ...]:

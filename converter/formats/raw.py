@@ -19,12 +19,13 @@ def raw_leaf(spec: LeafSpec, extent: Extent, *, dtype: str = "", fortran: bool =
         big-endian ones.
       fortran: the first axis runs fastest.
     """
-    grid = functools.partial(_grid, spec, extent, dtype, fortran)
+    grid = functools.partial(raw_grid, spec, extent, dtype, fortran=fortran)
     fetch = functools.partial(_fetch, spec, grid)
     return Leaf(spec, fetch) if spec.kind is LeafKind.SCALAR else Leaf(spec, fetch, grid)
 
 
-def _grid(spec: LeafSpec, extent: Extent, dtype: str, fortran: bool) -> Grid:
+def raw_grid(spec: LeafSpec, extent: Extent, dtype: str = "", *, fortran: bool = False) -> Grid:
+    """How an array lies whose bytes are those at ``extent``."""
     axes = tuple(Axis(size, max(size, 1), size) for size in spec.shape)
     order = tuple(range(len(axes)))
     chunks: dict[tuple[int, ...], Chunk] = {(0,) * len(axes): extent} if spec.size else {}

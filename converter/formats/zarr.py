@@ -258,7 +258,7 @@ def can_hold(grid: Grid, version: str) -> bool:
 
 def metadata(grid: Grid, version: str) -> bytes:
     """``.zarray`` or ``zarr.json`` of a grid that ``can_hold`` accepts."""
-    inner = tuple(axis.inner for axis in grid.axes)
+    inner = tuple([axis.inner for axis in grid.axes])
     return _metadata(grid.shape, grid.chunk_shape, inner, "C" if grid.is_c_ordered else "F", grid.encoding, version)
 
 

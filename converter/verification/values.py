@@ -8,6 +8,7 @@ was written is read again and compared with the digest taken on its way, or with
 from __future__ import annotations
 
 import enum
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from converter import scratch
 from converter.dtypes import described, element_bits
 from converter.formats.checkpoint import Progress
-from converter.formats.chunks import same_bytes
+from converter.formats.chunks import length_of, same_bytes, small_chunks
 from converter.formats.streaming import ARRAYS, digest, leaf_by_leaf, leaf_pieces
 from converter.grid import Chunk, Grid
 from converter.paths import Path, format_path
@@ -93,16 +94,16 @@ def compare_values(
         for step in steps
         if (found := destination.get(step.target)) is not None and step.spec.kind is not LeafKind.EMPTY
     ]
-    files = FileNames()
-    chunks: dict[int, ChunkPairs | None] = {}
+    chunks = [chunk_pairs(step, found) for step, found in compared]
+    same = _same_places(chunks)
+    equal = _equal_small_chunks(chunks, same)
 
     def at_once(number: int) -> Outcome | None:
-        pairs = chunks[number] = chunk_pairs(*compared[number])
-        return Proof.REFERENCE if pairs is not None and all(files.same(*pair) for pair in pairs) else None
+        return Proof.REFERENCE if same[number] else Proof.BYTES if number in equal else None
 
     def thoroughly(number: int) -> Outcome:
         step, found = compared[number]
-        return _proof(step, found, chunks.pop(number), (digests or {}).get(step.target))
+        return _proof(step, found, chunks[number], (digests or {}).get(step.target))
 
     sizes = [step.spec.nbytes for step, _ in compared]
     outcomes = leaf_by_leaf(sizes, at_once, thoroughly, progress)
@@ -134,6 +135,40 @@ def chunk_pairs(step: Step | Leaf, found: Leaf) -> ChunkPairs | None:
     return [(source.chunks.get(index), target.chunks.get(index)) for index in source.indices()]
 
 
+def _same_places(chunks: Sequence[ChunkPairs | None]) -> list[bool]:
+    """Which leaves are the same bytes on disk."""
+    files = FileNames()
+    return [pairs is not None and all(itertools.starmap(files.same, pairs)) for pairs in chunks]
+
+
+_SMALL, _TOGETHER = 1 << 14, 1000
+"""Bytes of a chunk that is read together with others, and leaves of which that is done at a time."""
+
+
+def _equal_small_chunks(chunks: Sequence[ChunkPairs | None], same: Sequence[bool]) -> set[int]:
+    """The leaves (by number) of one small chunk that is equal in both files; those on disk are read together."""
+    small = [
+        (number, *pairs[0])
+        for number, pairs in enumerate(chunks)
+        if pairs is not None and len(pairs) == 1 and not same[number] and all(map(_is_small, pairs[0]))
+    ]
+    equal: set[int] = set()
+    for start in range(0, len(small), _TOGETHER):
+        numbers, left, right = zip(*small[start : start + _TOGETHER], strict=True)
+        pairs = zip(_contents(left), _contents(right), strict=True)
+        equal.update(number for number, (a, b) in zip(numbers, pairs, strict=True) if a == b)
+    return equal
+
+
+def _is_small(chunk: Chunk | None) -> bool:
+    return chunk is not None and length_of(chunk) <= _SMALL
+
+
+def _contents(chunks: Sequence[Chunk]) -> Iterator[bytes]:
+    read = small_chunks([chunk for chunk in chunks if isinstance(chunk, Extent)])
+    return (next(read) if isinstance(chunk, Extent) else chunk for chunk in chunks)
+
+
 def same_chunks(pairs: ChunkPairs) -> bool:
     """Whether all of them are equal as they are on disk."""
     return all(left is right is None or (left and right and same_bytes(left, right)) for left, right in pairs)
@@ -156,14 +191,16 @@ def _proof(step: Step, found: Leaf, pairs: ChunkPairs | None, written: int | Non
 def _same_form(left: Grid, right: Grid) -> bool:
     """Whether equal chunks mean equal arrays, and unequal ones most likely another value."""
     return (
-        left.shape == right.shape
-        and [(axis.chunk, axis.inner) for axis in left.axes] == [(axis.chunk, axis.inner) for axis in right.axes]
-        and right.runs(*(axis for axis in left.order if left.axes[axis].chunk > 1))
-        and (
-            left.encoding == right.encoding
-            or (left.encoding.is_raw and right.encoding.is_raw and left.encoding.dtype == right.encoding.dtype)
-        )
+        ((left.axes, left.order) == (right.axes, right.order) or _same_cut(left, right))
+        and left.encoding.dtype == right.encoding.dtype
+        and (left.encoding == right.encoding or (left.encoding.is_raw and right.encoding.is_raw))
     )
+
+
+def _same_cut(left: Grid, right: Grid) -> bool:
+    """Whether chunks, and the elements in them, follow one another in the same way."""
+    cuts = ([(axis.size, axis.chunk, axis.inner) for axis in grid.axes] for grid in (left, right))
+    return next(cuts) == next(cuts) and right.runs(*(axis for axis in left.order if left.axes[axis].chunk > 1))
 
 
 class FileNames:

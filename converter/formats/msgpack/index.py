@@ -31,6 +31,7 @@ from converter.formats.msgpack.values import (
     joined_entry,
 )
 from converter.formats.msgpack.wire import MAX_DEPTH, Family, Head, Reader
+from converter.formats.raw import raw_grid
 from converter.formats.t5x import SPEC_KEYS
 from converter.grid import Axis, Chunk, Encoding, Grid
 from converter.paths import IndexKey, IntKey, Key, Path
@@ -100,6 +101,7 @@ class _Walk:
         self.entries: list[tuple[Path, Entry]] = []
         self.open: list[_Container] = []
         self.kept = 0
+        self.names: dict[bytes, Key] = {}
         self.forms: dict[tuple[int | None, int], tuple[bytes, Entry]] = {}
 
     def run(self) -> list[tuple[Path, Entry]]:
@@ -128,7 +130,7 @@ class _Walk:
         reader.path = container.path
         head = reader.head(offset, self.size)
         if head.family is Family.TEXT:
-            key, end = decode(reader, Extent(head.body, head.value), "a key"), head.body + head.value
+            key, end = self._name(head), head.body + head.value
         elif head.family is Family.INT:
             key, end = IntKey(head.value), head.body
         else:
@@ -139,6 +141,13 @@ class _Walk:
             raise reader.damaged(offset, "each key of a map only once", f"the key {str(key)!r} again")
         container.keys[key] = type(key)
         return key, end
+
+    def _name(self, head: Head) -> Key:
+        """The text of a key; most stand in a file many times."""
+        raw = self.reader.data[head.body : head.body + head.value]
+        if raw not in self.names:
+            self.names[raw] = decode(self.reader, Extent(head.body, head.value), "a key")
+        return self.names[raw]
 
     def _value(self, path: Path, offset: int) -> int:
         """Adds the leaf at ``offset``, or opens the container there; tells where the next header begins."""
@@ -238,6 +247,7 @@ class MappedLeaves:
     def __init__(self, file: FilePath, data: mmap.mmap) -> None:
         self._reader = Reader(file, data)
         self._file = os.path.abspath(file)
+        self._whole: dict[LeafSpec, Grid] = {}
         self._last = Extent(0, 0)  # shared by threads without a lock: at worst a page is given back late
 
     def tree(self, entries: list[tuple[Path, Entry]]) -> Tree:
@@ -250,9 +260,11 @@ class MappedLeaves:
         """How an array lies in the file: in one piece, or cut between two of its rows; None for other leaves."""
         if entry.spec.kind not in (LeafKind.ARRAY, LeafKind.NUMPY_SCALAR):
             return None
+        if len(entry.extents) == 1:
+            return self._unsplit(entry.spec, entry.extents[0])
         shape = entry.spec.shape
         rows = max(shape[0], 1) if shape else 1
-        length = _chunk_length(entry, rows) if len(entry.extents) > 1 else rows
+        length = _chunk_length(entry, rows)
         if length is None:
             return None
         axes = [Axis(size, max(size, 1), size) for size in shape]
@@ -265,6 +277,14 @@ class MappedLeaves:
                 place = (len(chunks), *(0,) * (len(shape) - 1)) if shape else ()
                 chunks[place] = stored.Extent(self._file, extent.offset + start, length * row)
         return Grid(tuple(axes), tuple(range(len(axes))), Encoding(zarr.type_string(entry.spec.dtype)), chunks)
+
+    def _unsplit(self, spec: LeafSpec, extent: Extent) -> Grid:
+        """How an array in one piece lies; but for where it begins, as all of its dtype and shape do."""
+        place = stored.Extent(self._file, extent.offset, extent.nbytes)
+        like = self._whole.get(spec)
+        if like is None:
+            like = self._whole[spec] = raw_grid(spec, place)
+        return Grid(like.axes, like.order, like.encoding, dict.fromkeys(like.chunks, place))
 
     def _fetch(self, path: Path, entry: Entry) -> Any:
         reader = self._reader

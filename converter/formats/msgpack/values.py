@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from converter.dtypes import is_common_dtype, item_size, numpy_dtype
@@ -34,8 +33,7 @@ class Extent(NamedTuple):
     nbytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One leaf in the file.
 
     Attributes:

@@ -103,7 +103,9 @@ class Reader:
         Raises:
           UnreadableCheckpoint: no header begins so, or what it announces does not fit before ``end``.
         """
-        first = self._take(offset, 1, end)[0]
+        first = self.data[offset] if offset < end else self._take(offset, 1, end)[0]
+        if 0xA0 <= first < 0xC0 and offset + (first & 0x1F) < end:  # most are the names of modules and variables
+            return Head(Family.TEXT, first & 0x1F, offset, offset + 1)
         if first < 0x80:
             return Head(Family.INT, first, offset, offset + 1)
         if first >= 0xE0:

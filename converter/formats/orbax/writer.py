@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 from converter.errors import DestinationError
 from converter.formats import decoding, zarr
 from converter.formats.checkpoint import PLAIN, Progress, Strategy, Writing, Written
-from converter.formats.chunks import chunk_bytes
+from converter.formats.chunks import small_chunks
 from converter.formats.ocdbt import MAX_INLINE_BYTES, write_database
 from converter.formats.orbax.describing import (
     Described,
@@ -110,15 +110,17 @@ def _version(grids: Iterable[Grid]) -> str:
     return next((grid.encoding.container for grid in grids if grid.encoding.container), "zarr2")
 
 
-def _with_small_chunks_inside(grid: Grid, copy: bool) -> Grid:
-    """The grid with chunks of a few bytes read, to be put into the index, where their files are not linked anyway."""
-    if grid.linkable and not copy:
-        return grid
-    chunks = {
-        index: chunk_bytes(chunk) if isinstance(chunk, Extent) and chunk.length <= MAX_INLINE_BYTES else chunk
-        for index, chunk in grid.chunks.items()
-    }
-    return grid._replace(chunks=chunks)
+def _with_small_chunks_inside(grids: Mapping[Path, Grid], copy: bool) -> dict[Path, Grid]:
+    """The grids with chunks of a few bytes read, to be put into the index, where their files are not linked anyway."""
+    copied = [grid for grid in grids.values() if copy or not grid.linkable]
+    chunks = (chunk for grid in copied for chunk in grid.chunks.values())
+    small = [chunk for chunk in chunks if isinstance(chunk, Extent) and chunk.length <= MAX_INLINE_BYTES]
+    read: dict[Chunk, bytes] = dict(zip(small, small_chunks(small), strict=True))
+
+    def inside(grid: Grid) -> Grid:
+        return grid._replace(chunks={index: read.get(chunk, chunk) for index, chunk in grid.chunks.items()})
+
+    return {path: inside(grid) if copy or not grid.linkable else grid for path, grid in grids.items()}
 
 
 @dataclass(slots=True)
@@ -135,9 +137,7 @@ class _Save:
 
     def run(self) -> Written:
         copy = self.writing.copy
-        grids = {
-            path: _with_small_chunks_inside(grid, copy) for path, grid in _shared_grids(self.tree, self.writing).items()
-        }
+        grids = _with_small_chunks_inside(_shared_grids(self.tree, self.writing), copy)
         version = _version(grids.values())
         files = SharedFiles(self.destination / "d", copy=copy, progress=self.progress)
         files.add(
