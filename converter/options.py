@@ -294,7 +294,8 @@ def _read_arguments(given: Any) -> Arguments:
         return given
     if isinstance(given, Mapping):
         return Arguments((), {str(name): _as_spec(value)[1] for name, value in given.items()})
-    read = [_as_spec(value) for value in (given if isinstance(given, list | tuple) else [given])]
+    several = isinstance(given, list | tuple) and not isinstance(given, LeafSpec)
+    read = [_as_spec(value) for value in (given if several else [given])]
     named = [name for name, _ in read if name]
     if len(set(named)) < len(named):
         raise UsageError(f"two inputs have the same name: {', '.join(named)}", "Name each argument once.")

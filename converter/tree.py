@@ -12,7 +12,6 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, ValuesView
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from converter.dtypes import is_common_dtype, item_size, numpy_dtype
@@ -43,8 +42,7 @@ EMPTY_TEXT: Mapping[str, str] = {"none": "None", "dict": "{}", "list": "[]", "tu
 """How each kind of empty leaf prints. ``node`` is an optax state without arrays, such as EmptyState or MaskedNode."""
 
 
-@dataclass(frozen=True, slots=True)
-class LeafSpec:
+class LeafSpec(NamedTuple):
     """What is known of a leaf without reading it.
 
     Attributes:

@@ -172,7 +172,7 @@ def _shape(value: Any) -> tuple[int, ...]:
 
 def _resized(value: Any, size: int) -> Any:
     if isinstance(value, InputSpec):
-        return replace(value, spec=replace(value.spec, shape=(size, *value.spec.shape[1:])))
+        return replace(value, spec=value.spec._replace(shape=(size, *value.spec.shape[1:])))
     import jax.numpy as jnp
 
     return value[jnp.arange(size) % value.shape[0]]

@@ -202,7 +202,7 @@ class Following:
             elif part is Part.EXTRA:  # an average of the parameters
                 self._place(link, slot, Transfer(link.operation, ()))
             else:
-                spec = replace(link.operation.filled[0], dtype=beside.leaf.spec.dtype)
+                spec = link.operation.filled[0]._replace(dtype=beside.leaf.spec.dtype)
                 self._place(link, slot, Transfer(fill_number(spec, 0.0, "what an optimizer starts with"), ()))
 
     def _alike(self, link: Link) -> Name | None:

@@ -73,8 +73,8 @@ def compare_structure(steps: Iterable[Step], destination: Tree) -> StructureResu
 
 def same_spec(expected: LeafSpec, found: LeafSpec) -> bool:
     """Whether two leaves are equal apart from how their formats box scalars and empty containers."""
-    if LeafKind.EMPTY in (expected.kind, found.kind):
-        return expected.kind is found.kind
+    if expected.kind is found.kind:
+        return expected.kind is LeafKind.EMPTY or (expected.dtype == found.dtype and expected.shape == found.shape)
     scalars = {LeafKind.ARRAY, LeafKind.NUMPY_SCALAR}
-    same_kind = expected.kind is found.kind or {expected.kind, found.kind} == scalars
+    same_kind = {expected.kind, found.kind} == scalars
     return same_kind and (expected.dtype, expected.shape) == (found.dtype, found.shape)

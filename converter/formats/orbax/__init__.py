@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, NamedTuple
 
 from converter.errors import UnreadableCheckpoint
 from converter.formats.checkpoint import PLAIN, PYTREE, Checkpoint, Progress, Strategy, Writing, Written
@@ -224,20 +224,31 @@ def _leaves(
             yield entry.path, _array_leaf(entry, next(specs), saved, store)
 
 
+class _StoredArray(NamedTuple):
+    """An array, with all that it takes to find it."""
+
+    entry: Entry
+    saved: SavedArrays
+    store: ArrayStore
+
+    def fetch(self) -> Any:
+        return self.store.read(self.entry, self.saved[self.entry])
+
+    def grid(self) -> Grid:
+        return self.store.grid(self.entry, self.saved[self.entry])
+
+
 def _array_leaf(entry: Entry, spec: LeafSpec, saved: SavedArrays, store: ArrayStore) -> Leaf:
-    def fetch() -> Any:
-        return store.read(entry, saved[entry])
-
-    def grid() -> Grid:
-        return store.grid(entry, saved[entry])
-
+    array = _StoredArray(entry, saved, store)
     implementation = saved.key_implementation(entry)
     if implementation is not None:
-        return Leaf(LeafSpec(LeafKind.KEY, implementation, spec.shape[:-1]), fetch, grid)
+        return Leaf(LeafSpec(LeafKind.KEY, implementation, spec.shape[:-1]), array.fetch, array.grid)
     if entry.value_type == "scalar" and not spec.shape:
         python_type = _PYTHON_TYPES.get(spec.dtype.rstrip("0123456789"), float)
-        return Leaf(LeafSpec(LeafKind.SCALAR, python_type.__name__), lambda: python_type(fetch().item()), grid)
-    return Leaf(spec, fetch, grid)
+        return Leaf(
+            LeafSpec(LeafKind.SCALAR, python_type.__name__), lambda: python_type(array.fetch().item()), array.grid
+        )
+    return Leaf(spec, array.fetch, array.grid)
 
 
 def _facts(location: layout.Location, metadata: ItemMetadata, store: ArrayStore) -> Iterator[tuple[str, str]]:

@@ -5,13 +5,13 @@ The fields are those that orbax-checkpoint 0.12.8 writes; see ``metadata`` for w
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, NamedTuple
 
 from converter.formats.orbax.layout import COMMITTED
 from converter.formats.orbax.metadata import METADATA_FILE, SHARDING_FILE, SavedArray, sharding_key
@@ -23,23 +23,22 @@ EMPTY_NAMES: Mapping[str, str] = {"none": "None", "dict": "Dict", "list": "List"
 """Orbax's names of empty nodes. ``node`` stands for an empty named tuple, whose class no file knows."""
 
 
-@dataclass(frozen=True, slots=True)
-class Described:
-    """A leaf as it is described in the files: where it stands, what it is, and how its array lies, if it is one."""
+class Described(NamedTuple):
+    """A leaf as it is described in the files.
+
+    Attributes:
+      path: where it stands.
+      name: what its data are called on disk.
+      spec: what it is.
+      grid: how its array lies, if it is one.
+      saved: what is to be noted of the array.
+    """
 
     path: Path
+    name: str
     spec: LeafSpec
     grid: Grid | None = None
-
-    @property
-    def name(self) -> str:
-        return ".".join(self.path)
-
-    @property
-    def saved(self) -> SavedArray:
-        """What is to be noted of the array."""
-        assert self.grid is not None
-        return self.grid.origin if isinstance(self.grid.origin, SavedArray) else SavedArray("np.ndarray")
+    saved: SavedArray = SavedArray("np.ndarray")
 
 
 def write_metadata(directory: FilePath, leaves: Iterable[Described], *, zarr3: bool, all_stored: bool) -> None:
@@ -52,8 +51,8 @@ def write_metadata(directory: FilePath, leaves: Iterable[Described], *, zarr3: b
     flags: dict[str, Any] = {"use_ocdbt": True, "use_zarr3": zarr3, "custom_metadata": None}
     if all_stored:
         flags["store_array_data_equal_to_fill_value"] = True
-    tree = {str(tuple(map(str, leaf.path))): _tree_entry(leaf) for leaf in ordered}
-    _dump(directory / METADATA_FILE, {"tree_metadata": tree, **flags})
+    tree = ", ".join(map(_tree_entry, ordered))
+    (directory / METADATA_FILE).write_text(f'{{"tree_metadata": {{{tree}}}, {json.dumps(flags)[1:]}')
     arrays = [leaf for leaf in ordered if leaf.grid is not None]
     shardings = {
         sharding_key(leaf.name): json.dumps(_sharding(leaf, leaf.saved.sharding))
@@ -72,17 +71,29 @@ def _order(path: Path) -> list[tuple[int, int, str]]:
     return [(0, int(key), "") if isinstance(key, IndexKey) else (1, 0, str(key)) for key in path]
 
 
-def _tree_entry(leaf: Described) -> dict[str, Any]:
-    keys = [{"key": str(key), "key_type": 1 if isinstance(key, IndexKey) else 2} for key in leaf.path]
+def _tree_entry(leaf: Described) -> str:
+    """A leaf in ``_METADATA``, as JSON. It is put together from a few texts that all leaves share."""
+    path = tuple(map(str, leaf.path))
+    keys = ", ".join(map(_key_text, path, map(type, leaf.path)))
     if leaf.spec.kind is LeafKind.EMPTY:
-        value: dict[str, Any] = {"value_type": EMPTY_NAMES[leaf.spec.dtype], "skip_deserialize": True}
+        value = _value_text(EMPTY_NAMES[leaf.spec.dtype], True)
     elif leaf.grid is None:
-        value = {"value_type": "string", "skip_deserialize": False}
+        value = _value_text("string", False)
     else:
-        value = {"value_type": leaf.saved.value_type, "skip_deserialize": False}
-        if leaf.saved.is_listed:
-            value["write_shape"] = [axis.write for axis in leaf.grid.axes]
-    return {"key_metadata": keys, "value_metadata": value}
+        write = tuple([axis.write for axis in leaf.grid.axes]) if leaf.saved.is_listed else None
+        value = _value_text(leaf.saved.value_type, False, write)
+    return f'{json.dumps(str(path))}: {{"key_metadata": [{keys}], "value_metadata": {value}}}'
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _key_text(key: str, kind: type) -> str:
+    return json.dumps({"key": key, "key_type": 1 if kind is IndexKey else 2})
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _value_text(value_type: str, skip_deserialize: bool, write_shape: tuple[int, ...] | None = None) -> str:
+    noted = {} if write_shape is None else {"write_shape": write_shape}
+    return json.dumps({"value_type": value_type, "skip_deserialize": skip_deserialize, **noted})
 
 
 def _array_entry(leaf: Described) -> dict[str, Any]:

@@ -206,9 +206,14 @@ class SavedArrays:
         sharding = self._shardings.get(sharding_key(entry.name)) if self._shardings else None
         listed = self._listed.get(entry.name)
         if listed is None:
-            return SavedArray(entry.value_type, sharding=sharding)
+            return _unlisted(entry.value_type) if sharding is None else SavedArray(entry.value_type, sharding=sharding)
         shape = tuple(map(int, listed.get("write_shape") or ()))
         return SavedArray(entry.value_type, shape, True, listed.get("ext_metadata"), sharding)
+
+
+@functools.cache
+def _unlisted(value_type: str) -> SavedArray:
+    return SavedArray(value_type)
 
 
 def read_shardings(directory: FilePath, entries: Iterable[Entry]) -> dict[Path, Sharding]:

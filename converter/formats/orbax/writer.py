@@ -118,7 +118,8 @@ def _with_small_chunks_inside(grids: Mapping[Path, Grid], copy: bool) -> dict[Pa
     read: dict[Chunk, bytes] = dict(zip(small, small_chunks(small), strict=True))
 
     def inside(grid: Grid) -> Grid:
-        return grid._replace(chunks={index: read.get(chunk, chunk) for index, chunk in grid.chunks.items()})
+        chunks = {index: read.get(chunk, chunk) for index, chunk in grid.chunks.items()}
+        return Grid(grid.axes, grid.order, grid.encoding, chunks, grid.linkable, grid.origin)
 
     return {path: inside(grid) if copy or not grid.linkable else grid for path, grid in grids.items()}
 
@@ -155,7 +156,7 @@ class _Save:
             if path in grids:
                 self._share(path, leaf, grids[path], version, files, like)
             elif path not in streamed:
-                self.described.append(Described(path, leaf.spec))
+                self.described.append(Described(path, ".".join(path), leaf.spec))
                 self.progress(0, 1)
         self._finish(files, version)
         return self.written
@@ -164,16 +165,17 @@ class _Save:
         chunks = {
             index: files.place(chunk) if isinstance(chunk, Extent) else chunk for index, chunk in grid.chunks.items()
         }
-        known = grid if grid.origin is not None else grid._replace(origin=_saved(leaf.spec, like))
-        self._add(Described(path, leaf.spec, known), version, chunks)
+        saved = grid.origin if isinstance(grid.origin, SavedArray) else _saved(leaf.spec, like)
+        self._add(Described(path, ".".join(path), leaf.spec, grid, saved), version, chunks)
         self.progress(0, 1)
 
     def _stream(
         self, path: Path, leaf: Leaf, pieces: Iterator[Any], sink: _Sink, version: str, like: SavedArray
     ) -> None:
-        grid = _new_grid(leaf, sink.compress, like)
+        grid = _new_grid(leaf, sink.compress)
         chunk, self.written.digests[path] = sink.put(pieces, math.prod(grid.shape) * _item_size(grid))
-        self._add(Described(path, leaf.spec, grid), version, {(0,) * len(grid.axes): chunk})
+        described = Described(path, ".".join(path), leaf.spec, grid, _saved(leaf.spec, like))
+        self._add(described, version, {(0,) * len(grid.axes): chunk})
         self.written.streamed += leaf.spec.nbytes
         self.progress(leaf.spec.nbytes, 1)
 
@@ -284,7 +286,7 @@ def _scalar_type(leaf: Leaf) -> str:
     return {"bool": "|b1", "float": "<f8"}[leaf.spec.dtype]
 
 
-def _new_grid(leaf: Leaf, compress: bool, like: SavedArray) -> Grid:
+def _new_grid(leaf: Leaf, compress: bool) -> Grid:
     """One chunk for the whole array, as Orbax writes what one device holds."""
     spec = leaf.spec
     if spec.kind is LeafKind.SCALAR:
@@ -296,7 +298,7 @@ def _new_grid(leaf: Leaf, compress: bool, like: SavedArray) -> Grid:
     encoding = Encoding(dtype, "zstd", "zarr2", _ZSTD) if compress else Encoding(dtype)
     axes = tuple(Axis(size, max(size, 1), size) for size in shape)
     chunks: dict[tuple[int, ...], Chunk] = {(0,) * len(axes): b""}
-    return Grid(axes, tuple(range(len(axes))), encoding, chunks, origin=_saved(spec, like))
+    return Grid(axes, tuple(range(len(axes))), encoding, chunks)
 
 
 def _item_size(grid: Grid) -> int:

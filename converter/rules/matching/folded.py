@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import TypeVar
 
 from converter.models.trace import Trace
@@ -59,7 +58,7 @@ class FoldedBoard:
         for folded, members in _members(names, stem).items():
             first = members[0]
             self._members[folded] = members
-            specs[folded] = replace(specs[first], shape=(len(members), *specs[first].shape))
+            specs[folded] = specs[first]._replace(shape=(len(members), *specs[first].shape))
             used = [uses[name] for name in members if name in uses]
             if used:
                 uses[folded] = min(used)

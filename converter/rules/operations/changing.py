@@ -84,7 +84,7 @@ class Cast:
         for spec in sources:
             if spec.kind not in (LeafKind.ARRAY, LeafKind.NUMPY_SCALAR) or spec.dtype != self.before:
                 raise Unfit(f"{self.name} does not fit {spec}")
-        return tuple(replace(spec, dtype=self.after) for spec in sources)
+        return tuple(spec._replace(dtype=self.after) for spec in sources)
 
     def apply(self, values: Sequence[Any], specs: Specs) -> list[Any]:
         import numpy as np
@@ -137,7 +137,7 @@ class Select(Harmless):
             if not 0 <= self.start < (self.stop or self.start + 1) <= spec.shape[axis]:
                 raise Unfit(f"{self.name} does not fit {spec}")
             kept = () if self.stop is None else (self.stop - self.start,)
-            made.append(replace(spec, shape=spec.shape[:axis] + kept + spec.shape[axis + 1 :]))
+            made.append(spec._replace(shape=spec.shape[:axis] + kept + spec.shape[axis + 1 :]))
         return tuple(made)
 
     def apply(self, values: Sequence[Any], specs: Specs) -> list[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from converter.grid import Grid, concatenated, reshaped, split, stacked, transposed, unstacked
@@ -102,7 +102,7 @@ class Unstack(Harmless):
             axis = axis_of("unstack", self.axis, len(spec.shape))
             if spec.shape[axis] != self.count:
                 raise Unfit(f"unstack into {self.count} along axis {self.axis} does not fit {spec}")
-            made += [replace(spec, shape=spec.shape[:axis] + spec.shape[axis + 1 :])] * self.count
+            made += [spec._replace(shape=spec.shape[:axis] + spec.shape[axis + 1 :])] * self.count
         return tuple(made)
 
     def apply(self, values: Sequence[Any], specs: Specs) -> list[Any]:
@@ -145,9 +145,9 @@ class Concat(Harmless):
                     f"concat expects lengths {_listed(expected)} along axis {self.axis}, found {_listed(sizes)}"
                 )
             for spec in group:
-                if replace(spec, shape=_with(spec.shape, axis, first.shape[axis])) != first:
+                if spec._replace(shape=_with(spec.shape, axis, first.shape[axis])) != first:
                     raise Unfit(f"concat needs leaves that differ along axis {self.axis} alone: {first} and {spec}")
-            made.append(replace(first, shape=_with(first.shape, axis, sum(expected))))
+            made.append(first._replace(shape=_with(first.shape, axis, sum(expected))))
         return tuple(made)
 
     def apply(self, values: Sequence[Any], specs: Specs) -> list[Any]:
@@ -182,7 +182,7 @@ class Split(Harmless):
         made = []
         for spec in sources:
             axis = axis_of("split", self.axis, len(spec.shape))
-            made += [replace(spec, shape=_with(spec.shape, axis, size)) for size in self._sizes(spec, axis)]
+            made += [spec._replace(shape=_with(spec.shape, axis, size)) for size in self._sizes(spec, axis)]
         return tuple(made)
 
     def apply(self, values: Sequence[Any], specs: Specs) -> list[Any]:
@@ -256,7 +256,7 @@ class Transpose(Harmless):
 
     def specs(self, sources: Specs) -> tuple[LeafSpec, ...]:
         require_arrays("transpose", sources)
-        return tuple(replace(s, shape=tuple(s.shape[axis] for axis in self._axes(s))) for s in sources)
+        return tuple(s._replace(shape=tuple(s.shape[axis] for axis in self._axes(s))) for s in sources)
 
     def apply(self, values: Sequence[Any], specs: Specs) -> list[Any]:
         made = []

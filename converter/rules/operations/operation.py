@@ -5,7 +5,7 @@ anything, and knows what undoes it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from converter import scratch
@@ -104,7 +104,7 @@ def require_arrays(what: str, sources: Specs) -> None:
 def shaped(spec: LeafSpec, shape: tuple[int, ...]) -> LeafSpec:
     """The spec with another shape; a scalar that NumPy holds becomes an array where it gets axes."""
     kind = LeafKind.ARRAY if shape and spec.kind is LeafKind.NUMPY_SCALAR else spec.kind
-    return replace(spec, kind=kind, shape=shape)
+    return spec._replace(kind=kind, shape=shape)
 
 
 def axis_of(what: str, axis: int, rank: int) -> int:
