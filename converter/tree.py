@@ -187,23 +187,23 @@ class Tree(Mapping[Path, Leaf]):
 
     def children(self, *prefix: Key) -> dict[Key, None]:
         """The keys directly below ``prefix``, in order (as the keys of a dict)."""
-        return dict(self._children.get(prefix, {}))
+        return dict.fromkeys(self._children.get(prefix, ()))
 
     def is_alone(self, path: Path) -> bool:
         """Whether a leaf is all that its container holds."""
         return len(self._children[path[:-1]]) == 1
 
 
-def _children(paths: Iterable[Path]) -> dict[Path, dict[Key, None]]:
+def _children(paths: Iterable[Path]) -> dict[Path, list[Key]]:
     """The keys directly below every container, in order."""
-    found: dict[Path, dict[Key, None]] = {}
+    found: dict[Path, list[Key]] = {}
     for path in paths:
         while path:
             path, key = path[:-1], path[-1]
             if path in found:  # so are all containers above it
-                found[path].setdefault(key)
+                found[path].append(key)
                 break
-            found[path] = {key: None}
+            found[path] = [key]
     return found
 
 

@@ -19,7 +19,7 @@ from converter.formats.checkpoint import Strategy
 from converter.grid import Grid
 from converter.paths import Path, format_path
 from converter.planning.wording import count, demand, section, several, size_text
-from converter.rules.operations import Fill, Operation
+from converter.rules.operations import REWRAP, Fill, Operation
 from converter.training_state import Held
 from converter.tree import Leaf, LeafKind, LeafSpec, Tree
 
@@ -28,7 +28,8 @@ class Transfer:
     """An operation with the source leaves that go in, in its order; none where values are filled in.
 
     ``confidence`` says how sure the correspondence is where it was read off the computation (``exact``, ``traced`` …).
-    Its results are made together and handed out one by one: whoever takes them in order reads every source once.
+    Its results are made together and handed out one by one: whoever takes them in order reads every source once. What
+    only gets another name has one result, which is nothing to keep.
     """
 
     __slots__ = ("_grids", "_lock", "_made", "_specs", "confidence", "operation", "sources")
@@ -38,8 +39,10 @@ class Transfer:
         self.sources = tuple(sources)
         self.confidence = ""
         self._specs: tuple[LeafSpec, ...] | None = None
-        self._made: dict[int, Any] = {}
-        self._lock = threading.Lock()  # several threads may take results
+        self._made: dict[int, Any] | None = None
+        self._lock: threading.Lock | None = None
+        if operation is not REWRAP or len(self.sources) > 1:
+            self._made, self._lock = {}, threading.Lock()  # several threads may take results
         self._grids: list[Grid] | Literal[False] | None = False
 
     @property
@@ -68,12 +71,16 @@ class Transfer:
 
     def take(self, output: int) -> Any:
         """One of the results."""
+        if self._made is None or self._lock is None:
+            return self._results()[output]
         with self._lock:
             if output not in self._made:
-                with self._in_bounds():
-                    values = [held.leaf.fetch() for held in self.sources]
-                    self._made = dict(enumerate(self.operation.apply(values, self._source_specs)))
+                self._made = dict(enumerate(self._results()))
             return self._made.pop(output)
+
+    def _results(self) -> list[Any]:
+        with self._in_bounds():
+            return self.operation.apply([held.leaf.fetch() for held in self.sources], self._source_specs)
 
     def _in_bounds(self) -> contextlib.AbstractContextManager[None]:
         """Sources and results are all there at the same time."""
@@ -301,6 +308,11 @@ def _rows(steps: Sequence[Step]) -> Iterator[tuple[str, str, str, str]]:
             made.setdefault(id(step.transfer), []).append(step)
     for together in made.values():
         transfer = together[0].transfer
+        if len(together) == len(transfer.sources) == 1:  # nearly all of them
+            ((target, _, output),), (held,) = together, transfer.sources
+            spec = str(transfer.specs[output])
+            yield format_path(target), f"← {format_path(held.source)}", spec, transfer.operation.name
+            continue
         specs = dict.fromkeys([str(step.spec) for step in together])
         times = f"{len(together)} × " if len(together) > len(specs) else ""
         source = f"← {transfer.names}" if transfer.sources else "←"

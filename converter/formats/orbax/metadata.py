@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from converter.errors import UnreadableCheckpoint, UnsupportedCheckpoint
 from converter.formats.checkpoint import Sharding
-from converter.paths import IndexKey, Path, format_path
+from converter.paths import IndexKey, Key, Path, format_path
 from converter.tree import LeafSpec
 
 METADATA_FILE = "_METADATA"
@@ -102,7 +102,8 @@ def read_item_metadata(directory: FilePath) -> ItemMetadata:
     file = directory / METADATA_FILE
     content = read_json(file)
     try:
-        entries = tuple(_entry(value) for value in content["tree_metadata"].values())
+        keys: dict[Key, Key] = {}
+        entries = tuple([_entry(value, keys) for value in content["tree_metadata"].values()])
         metadata = ItemMetadata(
             entries,
             zarr3=bool(content.get("use_zarr3")),
@@ -117,8 +118,11 @@ def read_item_metadata(directory: FilePath) -> ItemMetadata:
     return metadata
 
 
-def _entry(value: Mapping[str, Any]) -> Entry:
-    path = tuple([key["key"] if key["key_type"] == _DICT_KEY else _position(key) for key in value["key_metadata"]])
+def _entry(value: Mapping[str, Any], keys: dict[Key, Key]) -> Entry:
+    """A leaf; its path is made of the same ``keys`` as those of others, so that they are soon compared."""
+    known = keys.setdefault
+    listed = value["key_metadata"]
+    path = tuple([known(k["key"], k["key"]) if k["key_type"] == _DICT_KEY else _position(k) for k in listed])
     value_type = value["value_metadata"]["value_type"]
     inline = bool(value["value_metadata"]["skip_deserialize"]) and value_type not in EMPTY_TYPES
     name = ".".join(path)
@@ -197,7 +201,7 @@ class SavedArrays:
     def key_implementation(self, entry: Entry) -> str | None:
         """The implementation of a typed PRNG key (Orbax from 0.11.25), None for other arrays."""
         listed = self._listed.get(entry.name)
-        extra = listed.get("ext_metadata") if listed is not None else None
+        extra = listed.extra if listed is not None else None
         return str(extra["random_key_impl"]) if extra and extra.get("random_key_impl") is not None else None
 
     def __getitem__(self, entry: Entry) -> SavedArray:
@@ -207,8 +211,7 @@ class SavedArrays:
         listed = self._listed.get(entry.name)
         if listed is None:
             return _unlisted(entry.value_type) if sharding is None else SavedArray(entry.value_type, sharding=sharding)
-        shape = tuple(map(int, listed.get("write_shape") or ()))
-        return SavedArray(entry.value_type, shape, True, listed.get("ext_metadata"), sharding)
+        return SavedArray(entry.value_type, listed.write_shape, True, listed.extra, sharding)
 
 
 @functools.cache
@@ -250,14 +253,23 @@ def sharding_key(name: str) -> str:
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
 
 
-def _read_array_metadatas(directory: FilePath) -> dict[str, Mapping[str, Any]]:
-    found: dict[str, Mapping[str, Any]] = {}
+class _Listed(NamedTuple):
+    """What ``array_metadatas`` says of an array: see ``SavedArray``."""
+
+    write_shape: tuple[int, ...]
+    extra: Mapping[str, Any] | None
+
+
+def _read_array_metadatas(directory: FilePath) -> dict[str, _Listed]:
+    found: dict[str, _Listed] = {}
+    plain: dict[tuple[int, ...], _Listed] = {}  # most arrays share theirs
     for file in sorted((directory / "array_metadatas").glob("process_*")):
         try:
             for entry in read_json(file)["array_metadatas"]:
                 array = entry["array_metadata"]
-                dict(array.get("ext_metadata") or {})
-                found.setdefault(array["param_name"], array)
+                extra, shape = array.get("ext_metadata"), tuple(map(int, array.get("write_shape") or ()))
+                known = plain.setdefault(shape, _Listed(shape, extra)) if not extra else _Listed(shape, dict(extra))
+                found.setdefault(array["param_name"], known)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UnreadableCheckpoint(f"{file} is damaged: it is not Orbax array metadata ({error!r})") from None
     return found
