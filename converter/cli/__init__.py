@@ -196,6 +196,7 @@ def align_command(
         raise UsageError("two models are needed", "Give both --linen-model and --nnx-model.")
     if report is not None and output is not None and report.resolve() == output.resolve():
         raise UsageError("--report and --output name the same file", "Give the page and the rule file different names.")
+    _look_for_circles()
     with reporting(report) as page:
         if output is not None:
             check_file(output, "rule file")
@@ -229,6 +230,8 @@ def _read_calls(given: dict[str, Any]) -> dict[str, Any]:
     """The same for what the models are called with."""
     from converter.user_code import parse_kwargs
 
+    if given.get("linen_model") or given.get("nnx_model"):
+        _look_for_circles()
     specs, inputs = given.pop("input"), given.pop("inputs")
     if specs and inputs:
         raise UsageError("--input and --inputs exclude each other", "Use --inputs alone for inputs of your own making.")
@@ -247,6 +250,11 @@ def _read_collections(texts: tuple[str, ...]) -> dict[str, str]:
             raise UsageError(f"cannot read --collection {text!r}", "Write PATTERN=NAME, as in '**/pos_embed=params'.")
         found.setdefault(pattern, name)
     return found
+
+
+def _look_for_circles() -> None:
+    """Models and their traces are full of circles, which may hold arrays."""
+    gc.set_threshold(1_000_000, 20, 20)
 
 
 def main() -> None:

@@ -76,10 +76,11 @@ class ArrayStore:
             if text not in parsed:
                 array = _parse(entry, text or b"")
                 parsed[text] = array, array_spec(array.dtype, array.shape)
-            self._arrays[entry.name], spec = parsed[text]
+            array, spec = parsed[text]
             if entry.expected not in (None, spec):
                 problem = f"expected {entry.expected}, as noted beside it, found {spec}"
                 raise UnreadableCheckpoint(f"{format_path(entry.path)}: its array is another one: {problem}", _DAMAGED)
+            self._arrays[entry.name] = array
             specs.append(spec)
         if self.databases.unmerged:
             self._refuse_lost_parts(entries)
