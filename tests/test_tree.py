@@ -15,7 +15,18 @@ from hypothesis import strategies as st
 from converter.dtypes import numpy_dtype
 from converter.errors import UnsupportedCheckpoint, UsageError
 from converter.paths import IndexKey, IntKey, Path, PathGlob, format_path, parse_path, path_order
-from converter.tree import KEY_WORDS, Leaf, LeafKind, LeafSpec, Tree, array_spec, empty_spec, nest, parse_array_spec
+from converter.tree import (
+    KEY_WORDS,
+    Leaf,
+    LeafKind,
+    LeafSpec,
+    Tree,
+    array_spec,
+    containers,
+    empty_spec,
+    nest,
+    parse_array_spec,
+)
 from tests.building import leaf_of, tree_of, tree_with
 
 ODD_KEYS = [
@@ -375,6 +386,12 @@ def test_children_are_the_keys_below_a_node():
     assert list(tree.children("b", "y")) == ["0", "1"]
     assert list(tree.children("a")) == []
     assert list(tree.children("nowhere")) == []
+    assert list(tree) == [path for path in tree if tree.is_alone(path) == (len(tree.children(*path[:-1])) == 1)]
+
+
+def test_containers_are_all_that_paths_lead_through():
+    assert containers([("a", "b", "c"), ("a", "d"), ("e",)]) == {(), ("a",), ("a", "b")}
+    assert containers([()]) == containers([]) == set()
 
 
 @pytest.mark.parametrize("second", [("a", "0"), ("a", IndexKey("0")), ("a", IntKey("0"))])
