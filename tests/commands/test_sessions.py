@@ -50,7 +50,7 @@ NORMALISED = (
     (re.compile(r"(?<=max relative )\S+, \d+(?= ULP)"), "$NUMBER, $NUMBER"),
     (re.compile(r"(?<=outputs differ by )\S+"), "$NUMBER"),
     (re.compile(r'(?<="max_abs": )(?!0\.0,)[^,]+'), "$NUMBER"),
-    (re.compile(r'(?<="limit": )[^,]+'), "$NUMBER"),
+    (re.compile(r'(?<="limit": )[^,]+|(?<="difference": )\d[^,]*'), "$NUMBER"),
     (re.compile(r'(?<="max_relative": )(?!0\.0,)[^,]+|(?<="max_ulp": )(?!0,)[^,]+'), "$NUMBER"),
     (re.compile(r"(?<=NumPy )\d[\w.]*|(?<=ml_dtypes )\d[\w.]*"), "$VERSION"),
 )
