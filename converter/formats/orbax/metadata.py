@@ -182,7 +182,7 @@ class SavedArray(NamedTuple):
     @property
     def partition(self) -> Sequence[Any]:
         """The mesh axes of each axis of the array; there may be fewer than axes."""
-        spec = (self.sharding or {}).get("partition_spec")
+        spec = self.sharding.get("partition_spec") if self.sharding else None
         return spec if isinstance(spec, list) else ()
 
 
@@ -262,14 +262,14 @@ class _Listed(NamedTuple):
 
 def _read_array_metadatas(directory: FilePath) -> dict[str, _Listed]:
     found: dict[str, _Listed] = {}
-    plain: dict[tuple[int, ...], _Listed] = {}  # most arrays share theirs
+    plain: dict[_Listed, _Listed] = {}  # most arrays share theirs
     for file in sorted((directory / "array_metadatas").glob("process_*")):
         try:
             for entry in read_json(file)["array_metadatas"]:
                 array = entry["array_metadata"]
                 extra, shape = array.get("ext_metadata"), tuple(map(int, array.get("write_shape") or ()))
-                known = plain.setdefault(shape, _Listed(shape, extra)) if not extra else _Listed(shape, dict(extra))
-                found.setdefault(array["param_name"], known)
+                listed = _Listed(shape, None if extra is None else dict(extra))
+                found.setdefault(array["param_name"], plain.setdefault(listed, listed) if extra is None else listed)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UnreadableCheckpoint(f"{file} is damaged: it is not Orbax array metadata ({error!r})") from None
     return found

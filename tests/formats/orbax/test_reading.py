@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -166,3 +167,15 @@ def test_reads_arrays_of_many_chunks(tmp_path: FilePath) -> None:
     )
     for name in ("ocdbt", "files", "zarr3"):
         assert_reads(FORMAT.open(tmp_path / name), expected)
+
+
+def test_what_is_noted_of_one_array_is_not_taken_for_that_of_another(tmp_path: FilePath) -> None:
+    standard(tmp_path / "saved", {"a": jnp.ones(2), "b": jnp.ones(2)})
+    file = tmp_path / "saved" / "array_metadatas" / "process_0"
+    noted = json.loads(file.read_text())
+    extras: dict[str, object] = {"a": {}, "b": None}
+    for each in noted["array_metadatas"]:
+        each["array_metadata"]["ext_metadata"] = extras[each["array_metadata"]["param_name"]]
+    file.write_text(json.dumps(noted))
+    grids = {path[0]: leaf.grid() for path, leaf in FORMAT.open(tmp_path / "saved").tree.items()}
+    assert {name: grid.origin.extra for name, grid in grids.items() if grid is not None} == extras
