@@ -11,7 +11,7 @@ import functools
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, ValuesView
+from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, Set, ValuesView
 from typing import Any, NamedTuple
 
 from converter.dtypes import is_common_dtype, item_size, numpy_dtype
@@ -207,13 +207,9 @@ def _children(paths: Iterable[Path]) -> dict[Path, list[Key]]:
     return found
 
 
-def containers(paths: Iterable[Path]) -> set[Path]:
+def containers(paths: Iterable[Path]) -> Set[Path]:
     """All that paths lead through."""
-    found: set[Path] = set()
-    for path in paths:
-        while path and (path := path[:-1]) not in found:  # if it is, so are all above it
-            found.add(path)
-    return found
+    return _children(paths).keys()
 
 
 class _Node(dict[Key, Any]):

@@ -16,7 +16,7 @@ from converter.stored import Extent
 _COMPARED = 1 << 20
 """Bytes of two chunks that are read and compared at a time."""
 
-_SMALL = 1 << 14
+SMALL = 1 << 14
 """Bytes that are read in one go."""
 
 _TOGETHER, _GAP = 1 << 18, 1 << 10
@@ -36,7 +36,7 @@ class _Files:
 
     def read(self, extent: Extent) -> bytes:
         """Raises: UnreadableCheckpoint: the file is missing, shorter, or cannot be read."""
-        if extent.length <= _SMALL:
+        if extent.length <= SMALL:
             data = self._read_small(extent)
             _require_all(extent, len(data))
             return data

@@ -103,6 +103,7 @@ class SharedFiles:
         for extent, may_link in extents:
             wanted.setdefault(extent.file, []).append(extent)
             linkable[extent.file] = linkable.get(extent.file, True) and may_link
+        begun: list[_Copied] = []
         for file, ranges in wanted.items():
             nbytes = sum(extent.length for extent in set(ranges))
             if linkable[file] and not self._copy and self._link(file):
@@ -111,8 +112,9 @@ class SharedFiles:
                 self._progress(nbytes, 0)
             else:
                 self._copies[file] = [_Copied(file, self.new_file(), share) for share in _shares(ranges)]
+                begun += self._copies[file]
                 self.copied += nbytes
-        in_parallel(self._copy_ranges, [copied for shares in self._copies.values() for copied in shares])
+        in_parallel(self._copy_ranges, begun)
 
     def place(self, extent: Extent) -> Extent:
         """Where bytes that were added are now."""

@@ -89,10 +89,7 @@ class Following:
         self._groups: dict[Group, dict[Name, Held]] = {}
         for slot, held in state.items():
             if slot.path:
-                group = slot.part, slot.prefix
-                if group not in self._groups:
-                    self._groups[group] = {}
-                self._groups[group][slot.collection, slot.path] = held
+                self._groups.setdefault((slot.part, slot.prefix), {})[slot.collection, slot.path] = held
         by_source = {name: link for link in links for name in link.sources}
         self._follow(state, by_source)
         for link in links:

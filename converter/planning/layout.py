@@ -96,7 +96,8 @@ def _refuse_nesting(made: Iterable[Made], findings: Findings) -> None:
 
 def _nested(paths: Collection[Path]) -> Iterator[tuple[Path, Path]]:
     """Every path that leads through another one, with that one."""
-    both = containers(paths).intersection(paths)
+    inner = containers(paths)
+    both = {path for path in paths if path in inner}
     for path in paths if both else ():
         yield from ((path, path[:depth]) for depth in range(len(path)) if path[:depth] in both)
 

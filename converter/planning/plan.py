@@ -39,10 +39,9 @@ class Transfer:
         self.sources = tuple(sources)
         self.confidence = ""
         self._specs: tuple[LeafSpec, ...] | None = None
-        self._made: dict[int, Any] | None = None
-        self._lock: threading.Lock | None = None
-        if operation is not REWRAP or len(self.sources) > 1:
-            self._made, self._lock = {}, threading.Lock()  # several threads may take results
+        self._made: dict[int, Any] = {}
+        is_rename = operation is REWRAP and len(self.sources) == 1
+        self._lock = None if is_rename else threading.Lock()  # several threads may take results
         self._grids: list[Grid] | Literal[False] | None = False
 
     @property
@@ -71,7 +70,7 @@ class Transfer:
 
     def take(self, output: int) -> Any:
         """One of the results."""
-        if self._made is None or self._lock is None:
+        if self._lock is None:
             return self._results()[output]
         with self._lock:
             if output not in self._made:
@@ -308,11 +307,6 @@ def _rows(steps: Sequence[Step]) -> Iterator[tuple[str, str, str, str]]:
             made.setdefault(id(step.transfer), []).append(step)
     for together in made.values():
         transfer = together[0].transfer
-        if len(together) == len(transfer.sources) == 1:  # nearly all of them
-            ((target, _, output),), (held,) = together, transfer.sources
-            spec = str(transfer.specs[output])
-            yield format_path(target), f"← {format_path(held.source)}", spec, transfer.operation.name
-            continue
         specs = dict.fromkeys([str(step.spec) for step in together])
         times = f"{len(together)} × " if len(together) > len(specs) else ""
         source = f"← {transfer.names}" if transfer.sources else "←"

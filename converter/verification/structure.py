@@ -75,6 +75,5 @@ def same_spec(expected: LeafSpec, found: LeafSpec) -> bool:
     """Whether two leaves are equal apart from how their formats box scalars and empty containers."""
     if expected.kind is found.kind:
         return expected.kind is LeafKind.EMPTY or (expected.dtype == found.dtype and expected.shape == found.shape)
-    scalars = {LeafKind.ARRAY, LeafKind.NUMPY_SCALAR}
-    same_kind = {expected.kind, found.kind} == scalars
-    return same_kind and (expected.dtype, expected.shape) == (found.dtype, found.shape)
+    are_arrays = {expected.kind, found.kind} == {LeafKind.ARRAY, LeafKind.NUMPY_SCALAR}
+    return are_arrays and (expected.dtype, expected.shape) == (found.dtype, found.shape)

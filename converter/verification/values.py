@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from converter import scratch
 from converter.dtypes import described, element_bits
 from converter.formats.checkpoint import Progress
-from converter.formats.chunks import length_of, same_bytes, small_chunks
+from converter.formats.chunks import SMALL, length_of, same_bytes, small_chunks
 from converter.formats.streaming import ARRAYS, digest, leaf_by_leaf, leaf_pieces
 from converter.grid import Chunk, Grid
 from converter.paths import Path, format_path
@@ -141,8 +141,8 @@ def _same_places(chunks: Sequence[ChunkPairs | None]) -> list[bool]:
     return [pairs is not None and all(itertools.starmap(files.same, pairs)) for pairs in chunks]
 
 
-_SMALL, _TOGETHER = 1 << 14, 1000
-"""Bytes of a chunk that is read together with others, and leaves of which that is done at a time."""
+_TOGETHER = 1000
+"""Leaves whose small chunks are in memory at a time."""
 
 
 def _equal_small_chunks(chunks: Sequence[ChunkPairs | None], same: Sequence[bool]) -> set[int]:
@@ -161,7 +161,7 @@ def _equal_small_chunks(chunks: Sequence[ChunkPairs | None], same: Sequence[bool
 
 
 def _is_small(chunk: Chunk | None) -> bool:
-    return chunk is not None and length_of(chunk) <= _SMALL
+    return chunk is not None and length_of(chunk) <= SMALL
 
 
 def _contents(chunks: Sequence[Chunk]) -> Iterator[bytes]:
@@ -199,8 +199,11 @@ def _same_form(left: Grid, right: Grid) -> bool:
 
 def _same_cut(left: Grid, right: Grid) -> bool:
     """Whether chunks, and the elements in them, follow one another in the same way."""
-    cuts = ([(axis.size, axis.chunk, axis.inner) for axis in grid.axes] for grid in (left, right))
-    return next(cuts) == next(cuts) and right.runs(*(axis for axis in left.order if left.axes[axis].chunk > 1))
+
+    def cuts(grid: Grid) -> list[tuple[int, int, int]]:
+        return [(axis.size, axis.chunk, axis.inner) for axis in grid.axes]
+
+    return cuts(left) == cuts(right) and right.runs(*(axis for axis in left.order if left.axes[axis].chunk > 1))
 
 
 class FileNames:

@@ -28,17 +28,20 @@ class Described(NamedTuple):
 
     Attributes:
       path: where it stands.
-      name: what its data are called on disk.
       spec: what it is.
       grid: how its array lies, if it is one.
       saved: what is to be noted of the array.
     """
 
     path: Path
-    name: str
     spec: LeafSpec
     grid: Grid | None = None
     saved: SavedArray = SavedArray("np.ndarray")
+
+    @property
+    def name(self) -> str:
+        """What its data are called on disk."""
+        return ".".join(self.path)
 
 
 def write_metadata(directory: FilePath, leaves: Iterable[Described], *, zarr3: bool, all_stored: bool) -> None:

@@ -112,16 +112,15 @@ def _version(grids: Iterable[Grid]) -> str:
 
 def _with_small_chunks_inside(grids: Mapping[Path, Grid], copy: bool) -> dict[Path, Grid]:
     """The grids with chunks of a few bytes read, to be put into the index, where their files are not linked anyway."""
-    copied = [grid for grid in grids.values() if copy or not grid.linkable]
-    chunks = (chunk for grid in copied for chunk in grid.chunks.values())
+    copied = {path: grid for path, grid in grids.items() if copy or not grid.linkable}
+    chunks = (chunk for grid in copied.values() for chunk in grid.chunks.values())
     small = [chunk for chunk in chunks if isinstance(chunk, Extent) and chunk.length <= MAX_INLINE_BYTES]
     read: dict[Chunk, bytes] = dict(zip(small, small_chunks(small), strict=True))
 
     def inside(grid: Grid) -> Grid:
-        chunks = {index: read.get(chunk, chunk) for index, chunk in grid.chunks.items()}
-        return Grid(grid.axes, grid.order, grid.encoding, chunks, grid.linkable, grid.origin)
+        return grid._replace(chunks={index: read.get(chunk, chunk) for index, chunk in grid.chunks.items()})
 
-    return {path: inside(grid) if copy or not grid.linkable else grid for path, grid in grids.items()}
+    return {**grids, **{path: inside(grid) for path, grid in copied.items()}}
 
 
 @dataclass(slots=True)
@@ -156,7 +155,7 @@ class _Save:
             if path in grids:
                 self._share(path, leaf, grids[path], version, files, like)
             elif path not in streamed:
-                self.described.append(Described(path, ".".join(path), leaf.spec))
+                self.described.append(Described(path, leaf.spec))
                 self.progress(0, 1)
         self._finish(files, version)
         return self.written
@@ -166,7 +165,7 @@ class _Save:
             index: files.place(chunk) if isinstance(chunk, Extent) else chunk for index, chunk in grid.chunks.items()
         }
         saved = grid.origin if isinstance(grid.origin, SavedArray) else _saved(leaf.spec, like)
-        self._add(Described(path, ".".join(path), leaf.spec, grid, saved), version, chunks)
+        self._add(Described(path, leaf.spec, grid, saved), version, chunks)
         self.progress(0, 1)
 
     def _stream(
@@ -174,7 +173,7 @@ class _Save:
     ) -> None:
         grid = _new_grid(leaf, sink.compress)
         chunk, self.written.digests[path] = sink.put(pieces, math.prod(grid.shape) * _item_size(grid))
-        described = Described(path, ".".join(path), leaf.spec, grid, _saved(leaf.spec, like))
+        described = Described(path, leaf.spec, grid, _saved(leaf.spec, like))
         self._add(described, version, {(0,) * len(grid.axes): chunk})
         self.written.streamed += leaf.spec.nbytes
         self.progress(leaf.spec.nbytes, 1)

@@ -35,10 +35,10 @@ def linen_pieces(nnx: Mapping[Name, LeafSpec], nnx_model: Model | None) -> list[
     ]
 
 
-def _linen_name(linen_paths: Mapping[Path, Path], part: Part, role: Role, cells: frozenset[Path]) -> Name:
+def _linen_name(names: Mapping[Path, Path], part: Part, role: Role, cells: frozenset[Path]) -> Name:
     collection, inside = role
     path = part.nnx[0][1]
-    called = tuple(map(str, linen_paths.get(path, path)))
+    called = tuple(map(str, names.get(path, path)))
     if part.kind:
         return collection, (*called[: len(part.root) - len(path)], *inside)
     if inside != path[-1:]:  # a key with slashes

@@ -71,10 +71,9 @@ def correspond(
 def _link(piece: Piece, to: Framework, found: Correspondence, target_model: Model | None) -> Link | None:
     if to == "linen" and not piece.nnx:
         return _filled(piece, found, target_model)
-    if to == "nnx":
-        return Link(piece.linen, piece.nnx, piece.to_nnx, None, piece.confidence)
+    link = Link(piece.linen, piece.nnx, piece.to_nnx, None, piece.confidence)
     try:
-        return Link(piece.nnx, piece.linen, piece.to_nnx.inverse(), None, piece.confidence)
+        return link if to == "nnx" else link.reversed()
     except NotInvertible as error:
         found.refuse(f"{' + '.join(map(format_name, piece.nnx))}: {error}")
         return None
