@@ -271,7 +271,8 @@ def _read_array_metadatas(directory: FilePath) -> dict[str, _Listed]:
                 listed = _Listed(shape, None if extra is None else dict(extra))
                 found.setdefault(array["param_name"], plain.setdefault(listed, listed) if extra is None else listed)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise UnreadableCheckpoint(f"{file} is damaged: it is not Orbax array metadata ({error!r})") from None
+            message = f"{file} is damaged: it is not Orbax array metadata ({error!r})"
+            raise UnreadableCheckpoint(message, _COPY_AGAIN) from None
     return found
 
 
