@@ -234,14 +234,22 @@ def verify(
 
 
 def _opposite(source: Checkpoint, destination: Checkpoint) -> Dialect:
-    """The most plausible reading of the destination as the framework that the source can be converted to."""
+    """The reading of the destination that suits the source: the two most plausible ones of different frameworks.
+
+    Bare dicts of arrays may be either. From Linen to NNX such a dict stays one by default, the other way it gets a
+    level of collections, so where nothing else tells, the destination is NNX.
+    """
     for checkpoint in (source, destination):
         if unreadable(checkpoint.tree):
             raise UnsupportedCheckpoint(f"{checkpoint.path} cannot be verified: {unreadable(checkpoint.tree)}")
-    convertible = {"linen" if dialect.framework == "nnx" else "nnx" for dialect in readings(source.tree)}
-    for target in readings(destination.tree):
-        if target.framework in convertible:
-            return target
+    possible = [
+        (of_source + of_target, target.framework != "nnx", target)
+        for of_source, dialect in enumerate(readings(source.tree))
+        for of_target, target in enumerate(readings(destination.tree))
+        if dialect.framework != target.framework
+    ]
+    if possible:
+        return min(possible, key=lambda each: each[:2])[2]
     raise UsageError(
         f"{source.path} and {destination.path} are both {readings(source.tree)[0].title}",
         "verify compares a checkpoint with its conversion to the other framework.",

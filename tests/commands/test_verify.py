@@ -66,6 +66,20 @@ def test_random_state_of_an_nnx_checkpoint_is_no_difference(
     assert (result.code, result.err) == (0, ""), result.out
 
 
+def test_bare_dicts_that_may_be_either_are_verified_as_they_were_converted(cli: Any, tmp_path: Path) -> None:
+    """Names that no layer of Flax uses do not tell the framework, nor what is a parameter of an NNX model."""
+    source = tmp_path / "source.msgpack"
+    source.write_bytes(serialization.msgpack_serialize({"tower": {"w": np.ones((2, 3), np.float32), "b": np.ones(3)}}))
+    assert cli("linen-to-nnx", source, tmp_path / "nnx.msgpack").code == 0
+    result = cli("verify", source, tmp_path / "nnx.msgpack")
+    assert (result.code, result.err) == (0, "")
+    assert "Linen params (without the collection level) → pure dict of a model" in result.out
+    assert cli("nnx-to-linen", source, tmp_path / "linen.msgpack", "--collection", "**=params").code == 0
+    result = cli("verify", source, tmp_path / "linen.msgpack", "--collection", "**=params")
+    assert (result.code, result.err) == (0, "")
+    assert "pure dict of a model → Linen variables" in result.out
+
+
 # Tampering -----------------------------------------------------------------------------------------------------------
 
 
