@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
@@ -162,7 +163,7 @@ def prepare(
     tree = Tree() if made.problems else made.tree()
     if not made.problems:
         _require_storable(made, tree, format)
-        made = replace(made, strategies=format.strategies(tree, writing))
+        made = replace(made, moving=functools.cache(functools.partial(format.strategies, tree, writing)))
     writing = replace(writing, metadata=_metadata(source, made, job), attached=source.attached)
     return Conversion(source, format, job, made, tree, writing, stamps)
 

@@ -28,14 +28,14 @@ class Axis(NamedTuple):
       chunk: length of a chunk; the last chunk may stand out beyond the end of the array.
       write: length of what one process wrote at a time.
       inner: length of the parts that a chunk consists of, where it is sharded (zarr 3); 0 where it is not.
-      mesh: the mesh axes that the axis was sharded over, as the metadata have them.
+      mesh: the mesh axis that the axis was sharded over, or the names of several.
     """
 
     size: int
     chunk: int
     write: int
     inner: int = 0
-    mesh: Any = None
+    mesh: str | tuple[str, ...] | None = None
 
     @property
     def is_whole(self) -> bool:

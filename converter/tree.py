@@ -68,14 +68,21 @@ class LeafSpec(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Bytes of the array in memory (NumPy's item size, so one byte for an int4); 0 for everything else."""
-        if self.kind in (LeafKind.ARRAY, LeafKind.NUMPY_SCALAR):
-            return math.prod(self.shape) * item_size(self.dtype)
-        return self.size * 4 * KEY_WORDS.get(self.dtype, 2) if self.kind is LeafKind.KEY else 0
+        return _nbytes(self)
+
+
+# Most leaves of a large checkpoint share their spec with many others.
+
+
+@functools.lru_cache(maxsize=4096)
+def _nbytes(spec: LeafSpec) -> int:
+    if spec.kind in (LeafKind.ARRAY, LeafKind.NUMPY_SCALAR):
+        return math.prod(spec.shape) * item_size(spec.dtype)
+    return spec.size * 4 * KEY_WORDS.get(spec.dtype, 2) if spec.kind is LeafKind.KEY else 0
 
 
 @functools.lru_cache(maxsize=4096)
 def _spec_text(spec: LeafSpec) -> str:
-    """Most leaves of a large checkpoint share theirs with many others."""
     dimensions = ",".join(map(str, spec.shape))
     match spec.kind:
         case LeafKind.ARRAY:

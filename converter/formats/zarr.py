@@ -86,7 +86,7 @@ class ZarrArray:
             return self.separator.join(["c", *map(str, index)])
         return self.separator.join(map(str, index)) if index else "0"
 
-    def axes(self, write: Sequence[int] = (), mesh: Sequence[Any] = ()) -> tuple[Axis, ...]:
+    def axes(self, write: Sequence[int] = (), mesh: Sequence[str | tuple[str, ...] | None] = ()) -> tuple[Axis, ...]:
         """The axes of the grid, with what Orbax knows of them in addition."""
         if not mesh and (not write or write == self.chunks):
             return self._axes
@@ -96,7 +96,7 @@ class ZarrArray:
     def _axes(self) -> tuple[Axis, ...]:
         return self._axes_with((), ())
 
-    def _axes_with(self, write: Sequence[int], mesh: Sequence[Any]) -> tuple[Axis, ...]:
+    def _axes_with(self, write: Sequence[int], mesh: Sequence[str | tuple[str, ...] | None]) -> tuple[Axis, ...]:
         rank = range(len(self.shape))
         written = write if len(write) == len(self.shape) else self.chunks
         return tuple(
@@ -249,35 +249,36 @@ def _checked_dtype(dtype: Any) -> str:
 
 def can_hold(grid: Grid, version: str) -> bool:
     """Whether zarr of that version (``zarr2``, ``zarr3``) has a way to say how the grid lies."""
-    if grid.encoding.container not in ("", version) or not (grid.encoding.container or grid.encoding.is_raw):
+    return _can_say(grid.axes, grid.order, grid.encoding, version) and bool(grid.encoding.container or grid.is_complete)
+
+
+# Most arrays of a large checkpoint lie as many others do.
+
+
+@functools.lru_cache(maxsize=4096)
+def _can_say(axes: tuple[Axis, ...], order: tuple[int, ...], encoding: Encoding, version: str) -> bool:
+    if encoding.container not in ("", version) or not (encoding.container or encoding.is_raw):
         return False
-    if not grid.encoding.container and not grid.is_complete:
-        return False
+    grid = Grid(axes, order, encoding, {})
     return grid.is_c_ordered or (version == "zarr2" and grid.is_f_ordered)
 
 
 def metadata(grid: Grid, version: str) -> bytes:
     """``.zarray`` or ``zarr.json`` of a grid that ``can_hold`` accepts."""
-    inner = tuple([axis.inner for axis in grid.axes])
-    return _metadata(grid.shape, grid.chunk_shape, inner, "C" if grid.is_c_ordered else "F", grid.encoding, version)
+    return _metadata(grid.axes, grid.order, grid.encoding, version)
 
 
 @functools.lru_cache(maxsize=4096)
-def _metadata(
-    shape: tuple[int, ...],
-    chunks: tuple[int, ...],
-    inner: tuple[int, ...],
-    order: str,
-    encoding: Encoding,
-    version: str,
-) -> bytes:
+def _metadata(axes: tuple[Axis, ...], order: tuple[int, ...], encoding: Encoding, version: str) -> bytes:
+    grid = Grid(axes, order, encoding, {})
+    shape, chunks = grid.shape, grid.chunk_shape
     if version == "zarr2":
-        return _metadata_2(shape, chunks, order, encoding)
+        return _metadata_2(shape, chunks, "C" if grid.is_c_ordered else "F", encoding)
     cut = {"configuration": {"chunk_shape": list(chunks)}, "name": "regular"}
     details = json.loads(encoding.details) if encoding.container else _plain_3(encoding.dtype)
     for codec in details["codecs"]:
         if codec["name"] == _SHARDED:
-            codec["configuration"]["chunk_shape"] = list(inner)
+            codec["configuration"]["chunk_shape"] = [axis.inner for axis in axes]
     names = details.get("dimension_names")
     if names is not None and len(names) != len(shape):
         del details["dimension_names"]

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from converter import scratch
@@ -164,7 +164,7 @@ class Plan:
       advice: what settles the problems.
       conditions: transfers that lose nothing only if the values allow it.
       path: the checkpoint that is converted, for errors; empty for objects in memory.
-      strategies: how the bytes of each target array get to the destination; empty for objects in memory.
+      moving: tells ``strategies``, for whoever wants to know: nobody has to, to carry the plan out.
     """
 
     source: Dialect
@@ -177,7 +177,12 @@ class Plan:
     advice: str = ""
     conditions: tuple[Transfer, ...] = ()
     path: str = ""
-    strategies: Mapping[Path, Strategy] = field(default_factory=dict)
+    moving: Callable[[], Mapping[Path, Strategy]] = dict
+
+    @property
+    def strategies(self) -> Mapping[Path, Strategy]:
+        """How the bytes of each target array get to the destination; empty for objects in memory."""
+        return self.moving()
 
     def check(self) -> None:
         """Raises ``ConversionRefused`` with all problems at once, if there are any."""
@@ -232,8 +237,9 @@ class Plan:
     def moved(self) -> dict[Strategy, tuple[int, int]]:
         """Leaves and bytes of arrays by the way in which they get to the destination."""
         found: dict[Strategy, tuple[int, int]] = {}
+        strategies = self.strategies
         for step in self.steps:
-            strategy = self.strategies.get(step.target)
+            strategy = strategies.get(step.target)
             if strategy is not None:
                 leaves, nbytes = found.get(strategy, (0, 0))
                 found[strategy] = leaves + 1, nbytes + step.spec.nbytes
@@ -248,6 +254,7 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """The same as ``text``, unfolded, as plain JSON values."""
+        strategies = self.strategies
         return {
             "from": {"framework": FRAMEWORK_NAMES[self.source.framework], "dialect": self.source.title},
             "to": {"framework": FRAMEWORK_NAMES[self.target.framework], "dialect": self.target.title},
@@ -259,7 +266,7 @@ class Plan:
                     "operation": step.operation.name or "rewrap",
                     "bytes": step.spec.nbytes,
                     **({"confidence": step.transfer.confidence} if step.transfer.confidence else {}),
-                    **self._move(step),
+                    **_move(step, strategies.get(step.target)),
                 }
                 for step in self.steps
             ],
@@ -277,11 +284,11 @@ class Plan:
             "problems": list(self.problems),
         }
 
-    def _move(self, step: Step) -> dict[str, Any]:
-        strategy = self.strategies.get(step.target)
-        if strategy is None:
-            return {}
-        return {"strategy": strategy.value, "bytes_moved": 0 if strategy is Strategy.RELINK else step.spec.nbytes}
+
+def _move(step: Step, strategy: Strategy | None) -> dict[str, Any]:
+    if strategy is None:
+        return {}
+    return {"strategy": strategy.value, "bytes_moved": 0 if strategy is Strategy.RELINK else step.spec.nbytes}
 
 
 MEANINGS = {

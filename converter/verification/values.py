@@ -12,7 +12,7 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from converter import scratch
 from converter.dtypes import described, element_bits
@@ -25,9 +25,6 @@ from converter.planning.plan import Step
 from converter.stored import Extent
 from converter.tree import Leaf, LeafKind, Tree
 from converter.verification.structure import Difference, same_spec
-
-if TYPE_CHECKING:
-    pass
 
 
 class Proof(enum.Enum):
@@ -132,6 +129,8 @@ def chunk_pairs(step: Step | Leaf, found: Leaf) -> ChunkPairs | None:
     source, target = step.grid(), found.grid()
     if source is None or target is None or not _same_form(source, target):
         return None
+    if source.chunks.keys() == target.chunks.keys():
+        return [(chunk, target.chunks[index]) for index, chunk in source.chunks.items()]
     return [(source.chunks.get(index), target.chunks.get(index)) for index in source.indices()]
 
 

@@ -24,6 +24,7 @@ from converter.formats.orbax.metadata import (
     SavedArrays,
     Strings,
     handler_of,
+    names_on_disk,
     read_item_metadata,
     read_shardings,
     refuse_shared_names,
@@ -189,7 +190,7 @@ def _read_metadata(directory: FilePath) -> tuple[ItemMetadata, Mapping[Path, Lea
         return metadata, {path: leaf for path, leaf in legacy.items() if isinstance(leaf, Leaf)}
     legacy = read_legacy_tree(legacy_file)
     entries = tuple(_legacy_entry(path, leaf) for path, leaf in legacy.items())
-    refuse_shared_names(entries)
+    refuse_shared_names(names_on_disk(entries))
     is_t5x = any(entry.expected is not None for entry in entries)
     return ItemMetadata(entries, is_t5x=is_t5x), {path: leaf for path, leaf in legacy.items() if isinstance(leaf, Leaf)}
 

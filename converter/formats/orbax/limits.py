@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from converter.errors import UnsupportedCheckpoint
 from converter.formats.checkpoint import refuse_objections
 from converter.formats.orbax.arrays import is_storable
-from converter.formats.orbax.metadata import Entry, refuse_shared_names
+from converter.formats.orbax.metadata import refuse_shared_names
 from converter.paths import Path, format_path
 from converter.tree import KEY_WORDS, Leaf, LeafKind, Tree
 
@@ -29,9 +29,7 @@ def refuse_unsupported(tree: Tree) -> None:
         raise UnsupportedCheckpoint("the tree has no leaves, and Orbax does not save an empty tree")
     texts = [path for path, leaf in tree.items() if leaf.spec.kind is LeafKind.TEXT]
     refuse_objections("Orbax", {**leaf_objections(tree), **_mixed_up_texts(texts)})
-    refuse_shared_names(
-        Entry(path, ".".join(path), "None" if leaf.spec.kind is LeafKind.EMPTY else "") for path, leaf in tree.items()
-    )
+    refuse_shared_names([(path, ".".join(path)) for path in tree.full()])
 
 
 def leaf_objections(tree: Tree) -> dict[Path, str]:

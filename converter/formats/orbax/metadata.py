@@ -114,7 +114,7 @@ def read_item_metadata(directory: FilePath) -> ItemMetadata:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         message = f"{file} is damaged: it is not Orbax tree metadata ({error!r})"
         raise UnreadableCheckpoint(message, _COPY_AGAIN) from None
-    refuse_shared_names(entries)
+    refuse_shared_names(names_on_disk(entries))
     return metadata
 
 
@@ -137,21 +137,31 @@ def _position(key: Mapping[str, Any]) -> IndexKey:
     return IndexKey(int(key["key"]))
 
 
-def refuse_shared_names(entries: Iterable[Entry]) -> None:
+def refuse_shared_names(stored: Sequence[tuple[Path, str]]) -> None:
     """Refuses ``{"a.b": x, "a": {"b": y}}``: both leaves are stored as ``a.b``, so the value of one is lost.
 
+    Args:
+      stored: the leaves with data, and what these are called.
+
     Raises:
-      UnsupportedCheckpoint: some leaves with data share a name.
+      UnsupportedCheckpoint: some of them share a name.
     """
-    stored = [(entry, key_prefix(entry.name)) for entry in entries if not entry.is_empty and not entry.inline]
-    if len({prefix for _, prefix in stored}) == len(stored):
+    # As keys of a database begin, ``a`` and ``a/`` are one name; see ``key_prefix``.
+    if len({name.removesuffix("/") for _, name in stored}) == len(stored):
         return
-    counts = Counter(prefix for _, prefix in stored)
-    shared = [f"  {format_path(e.path)} is stored as {e.name}" for e, prefix in stored if counts[prefix] > 1]
+    counts = Counter(name.removesuffix("/") for _, name in stored)
+    shared = [
+        f"  {format_path(path)} is stored as {name}" for path, name in stored if counts[name.removesuffix("/")] > 1
+    ]
     raise UnsupportedCheckpoint(
         "\n".join(["Orbax joins keys by dots, and with keys that hold dots some leaves share one name:", *shared]),
         "Rename these keys.",
     )
+
+
+def names_on_disk(entries: Iterable[Entry]) -> list[tuple[Path, str]]:
+    """The leaves with data in files of their own, and what these are called."""
+    return [(entry.path, entry.name) for entry in entries if entry.value_type not in EMPTY_TYPES and not entry.inline]
 
 
 def key_prefix(name: str) -> str:
@@ -180,10 +190,16 @@ class SavedArray(NamedTuple):
     sharding: Mapping[str, Any] | None = None
 
     @property
-    def partition(self) -> Sequence[Any]:
-        """The mesh axes of each axis of the array; there may be fewer than axes."""
+    def partition(self) -> Sequence[str | tuple[str, ...] | None]:
+        """The mesh axes of each axis of the array (a name, names, or None); there may be fewer than axes."""
         spec = self.sharding.get("partition_spec") if self.sharding else None
-        return spec if isinstance(spec, list) else ()
+        return [_mesh_axes(noted) for noted in spec] if isinstance(spec, list) else ()
+
+
+def _mesh_axes(noted: Any) -> str | tuple[str, ...] | None:
+    if isinstance(noted, list):
+        return tuple(map(str, noted))
+    return noted if isinstance(noted, str) else None
 
 
 class SavedArrays:

@@ -110,17 +110,11 @@ def _version(grids: Iterable[Grid]) -> str:
     return next((grid.encoding.container for grid in grids if grid.encoding.container), "zarr2")
 
 
-def _with_small_chunks_inside(grids: Mapping[Path, Grid], copy: bool) -> dict[Path, Grid]:
-    """The grids with chunks of a few bytes read, to be put into the index, where their files are not linked anyway."""
-    copied = {path: grid for path, grid in grids.items() if copy or not grid.linkable}
-    chunks = (chunk for grid in copied.values() for chunk in grid.chunks.values())
+def _small_chunks(grids: Iterable[Grid], copy: bool) -> dict[Extent, bytes]:
+    """Chunks of a few bytes, to be put into the index, unless their files are linked anyway."""
+    chunks = (chunk for grid in grids if copy or not grid.linkable for chunk in grid.chunks.values())
     small = [chunk for chunk in chunks if isinstance(chunk, Extent) and chunk.length <= MAX_INLINE_BYTES]
-    read: dict[Chunk, bytes] = dict(zip(small, small_chunks(small), strict=True))
-
-    def inside(grid: Grid) -> Grid:
-        return grid._replace(chunks={index: read.get(chunk, chunk) for index, chunk in grid.chunks.items()})
-
-    return {**grids, **{path: inside(grid) for path, grid in copied.items()}}
+    return dict(zip(small, small_chunks(small), strict=True))
 
 
 @dataclass(slots=True)
@@ -137,36 +131,39 @@ class _Save:
 
     def run(self) -> Written:
         copy = self.writing.copy
-        grids = _with_small_chunks_inside(_shared_grids(self.tree, self.writing), copy)
+        grids = _shared_grids(self.tree, self.writing)
         version = _version(grids.values())
+        inside = _small_chunks(grids.values(), copy)
         files = SharedFiles(self.destination / "d", copy=copy, progress=self.progress)
         files.add(
             (chunk, grid.linkable)
             for grid in grids.values()
             for chunk in grid.chunks.values()
-            if isinstance(chunk, Extent)
+            if isinstance(chunk, Extent) and chunk not in inside
         )
         like = _like_the_others(grids.values())
         streamed = {path: leaf for path, leaf in self.tree.items() if path not in grids and _is_array(leaf)}
         with _Sink(files.new_file, self.writing.compress and version == "zarr2") as sink:
             for (path, leaf), pieces in in_turn(streamed.items(), _pieces):
                 self._stream(path, leaf, pieces, sink, version, like)
+
+        def placed(chunk: Chunk) -> Chunk:
+            if isinstance(chunk, bytes):
+                return chunk
+            return inside[chunk] if chunk in inside else files.place(chunk)
+
         for path, leaf in self.tree.items():
-            if path in grids:
-                self._share(path, leaf, grids[path], version, files, like)
+            grid = grids.get(path)
+            if grid is not None:
+                saved = grid.origin if isinstance(grid.origin, SavedArray) else _saved(leaf.spec, like)
+                chunks = {index: placed(chunk) for index, chunk in grid.chunks.items()}
+                self._add(Described(path, leaf.spec, grid, saved), version, chunks)
+                self.progress(0, 1)
             elif path not in streamed:
                 self.described.append(Described(path, leaf.spec))
                 self.progress(0, 1)
         self._finish(files, version)
         return self.written
-
-    def _share(self, path: Path, leaf: Leaf, grid: Grid, version: str, files: SharedFiles, like: SavedArray) -> None:
-        chunks = {
-            index: files.place(chunk) if isinstance(chunk, Extent) else chunk for index, chunk in grid.chunks.items()
-        }
-        saved = grid.origin if isinstance(grid.origin, SavedArray) else _saved(leaf.spec, like)
-        self._add(Described(path, leaf.spec, grid, saved), version, chunks)
-        self.progress(0, 1)
 
     def _stream(
         self, path: Path, leaf: Leaf, pieces: Iterator[Any], sink: _Sink, version: str, like: SavedArray
