@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 from collections.abc import Callable
@@ -14,12 +15,14 @@ import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from converter.errors import (
     DestinationError,
     UnreadableCheckpoint,
     UnsupportedCheckpoint,
 )
+from converter.formats.checkpoint import PLAIN, Strategy
 from converter.paths import IndexKey
 from converter.tree import Leaf, LeafKind, LeafSpec, Tree, array_spec, empty_spec
 from tests.formats.orbax.support import (
@@ -93,6 +96,41 @@ def test_writes_the_files_that_orbax_writes(tmp_path: FilePath) -> None:
         # JAX sorts int keys as numbers; they are texts by the time that we save them.
         assert sorted(ours.get("array_metadatas", ()), key=str) == sorted(theirs.get("array_metadatas", ()), key=str)
         assert ours | {"array_metadatas": None} == theirs | {"array_metadatas": None}
+
+
+@pytest.fixture(scope="module")
+def of_a_mesh(tmp_path_factory: pytest.TempPathFactory) -> FilePath:
+    """Saved from a mesh; one device is enough for that."""
+    mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "model"))
+    specs = {"rows": ("data",), "both": (("data", "model"),), "none": (), "last": (None, "model")}
+    shardings = {name: NamedSharding(mesh, PartitionSpec(*spec)) for name, spec in specs.items()}
+    place = tmp_path_factory.mktemp("mesh") / "saved"
+    pytree(place, {name: jax.device_put(jnp.ones((2, 4)), sharding) for name, sharding in shardings.items()})
+    return place
+
+
+def test_shardings_go_along(of_a_mesh: FilePath, tmp_path: FilePath) -> None:
+    write(FORMAT.open(of_a_mesh).tree, tmp_path / "written")
+    ours, theirs = (json.loads((place / "_sharding").read_text()) for place in (tmp_path / "written", of_a_mesh))
+    assert ours == theirs
+
+
+@pytest.mark.parametrize(
+    "damage", [[{"x": 1}], [["data", ["model"]]], [1.5, {}, []], "data", {"data": 0}, [None] * 9, ["data"] * 9]
+)
+def test_shardings_that_make_no_sense_hinder_nothing(damage: Any, of_a_mesh: FilePath, tmp_path: FilePath) -> None:
+    shutil.copytree(of_a_mesh, tmp_path / "saved")
+    noted = {name: json.loads(text) for name, text in json.loads((of_a_mesh / "_sharding").read_text()).items()}
+    damaged = {name: json.dumps({**sharding, "partition_spec": damage}) for name, sharding in noted.items()}
+    (tmp_path / "saved" / "_sharding").write_text(json.dumps(damaged))
+    assert set(FORMAT.strategies(FORMAT.open(tmp_path / "saved").tree, PLAIN).values()) == {Strategy.RELINK}
+    write(FORMAT.open(tmp_path / "saved").tree, tmp_path / "written")
+    assert_reads(FORMAT.open(tmp_path / "written"), of_pytree(dict.fromkeys(noted_names(noted), jnp.ones((2, 4)))))
+
+
+def noted_names(noted: dict[str, Any]) -> list[str]:
+    """The names of arrays by their keys in ``_sharding``."""
+    return [base64.urlsafe_b64decode(name).decode() for name in noted]
 
 
 def test_writes_numpy_scalars_and_empty_optimizer_states(tmp_path: FilePath) -> None:
