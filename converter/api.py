@@ -114,7 +114,7 @@ def plan(
       UsageError: the source belongs to ``to`` already, or the options do not fit together.
       ModelError: a model cannot be evaluated.
     """
-    return prepare(src, to, to_format=to_format, writing=Writing(copy, compress), **options).plan
+    return prepare(src, to, to_format=to_format, writing=Writing(copy, compress), **options).planned()
 
 
 def convert(

@@ -66,6 +66,15 @@ class Conversion:
     writing: Writing = PLAIN
     stamps: Stamps = ()
 
+    def planned(self) -> Plan:
+        """The plan, after a look at where every array lies on disk.
+
+        Raises:
+          UnreadableCheckpoint: chunks of the source are missing.
+        """
+        self.plan.moving()
+        return self.plan
+
     def run(
         self,
         destination: FilePath,

@@ -109,7 +109,7 @@ def _convert(
             if conversion.plan.problems and not (as_json or quiet):
                 console.write_out(conversion.plan.text(problems=False))
             conversion.plan.check()
-            result: Plan | Report = conversion.plan
+            result: Plan | Report = conversion.planned()
         else:
             with console.progress(conversion.plan, verify=not no_verify, shown=not (quiet or as_json)) as progress:
                 checked: Verify = not no_verify and ("full" if verify == "full" else True)

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+import converter
+from converter.errors import UnreadableCheckpoint
 from converter.formats.chunks import chunk_bytes
 from converter.formats.ocdbt import read_database, write_database
 
@@ -285,6 +287,18 @@ def test_a_process_whose_database_is_missing(refuses: Any, checkpoints: Path, tm
     mentions = ("ocdbt.process_1 is missing", "up/kernel/value (1 of 1 chunks)", "Copy the directories")
     for command in ("inspect", "nnx-to-linen", "diff"):
         refuses(2, *COMMANDS[command]("source", checkpoints), mentions=mentions)
+
+
+def test_a_chunk_that_is_missing(refuses: Any, checkpoints: Path, tmp_path: Path) -> None:
+    """It is found before anything is written, also where nobody wants to see the plan."""
+    saved, source = checkpoints / "nnx_mlp_standard/checkpoint", tmp_path / "source"
+    shutil.copytree(saved, source, ignore=shutil.ignore_patterns("manifest.ocdbt", "d", "ocdbt.process_0"))
+    values = {key: chunk_bytes(value) for key, value in read_database(saved).items()}
+    write_database(source, {key: value for key, value in values.items() if key != b"up.kernel.value/0.0"})
+    for options in ((), ("--no-verify",), ("--dry-run",), ("--dry-run", "--quiet"), ("--dry-run", "--json")):
+        refuses(2, "nnx-to-linen", "source", "out", *options, mentions="up/kernel/value: its chunk 0.0 is missing")
+    with pytest.raises(UnreadableCheckpoint, match=r"up/kernel/value: its chunk 0\.0 is missing"):
+        converter.plan(source, "linen")
 
 
 def test_a_t5x_checkpoint_without_its_arrays(refuses: Any, checkpoints: Path, tmp_path: Path) -> None:
