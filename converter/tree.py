@@ -180,6 +180,10 @@ class Tree(Mapping[Path, Leaf]):
     def values(self) -> ValuesView[Leaf]:
         return self._leaves.values()
 
+    def get(self, path: Path, default: Any = None) -> Any:
+        """As that of a dict, which has not to be told of a missing path by an exception."""
+        return self._leaves.get(path, default)
+
     def full(self) -> dict[Path, Leaf]:
         """The leaves that hold something."""
         return {path: leaf for path, leaf in self._leaves.items() if leaf.spec.kind is not LeafKind.EMPTY}
@@ -216,7 +220,13 @@ def _children(paths: Iterable[Path]) -> dict[Path, list[Key]]:
 
 def containers(paths: Iterable[Path]) -> Set[Path]:
     """All that paths lead through."""
-    return _children(paths).keys()
+    found: set[Path] = set()
+    found.update([path[:-1] for path in paths if path])
+    above = found
+    while above:
+        above = {path[:-1] for path in above if path} - found
+        found |= above
+    return found
 
 
 class _Node(dict[Key, Any]):

@@ -111,6 +111,8 @@ class Checkpoint:
 class Strategy(enum.Enum):
     """How the bytes of a leaf get to the destination; the value is how people read it."""
 
+    __hash__ = object.__hash__  # there is one for every leaf, and that of Enum is written in Python
+
     RELINK = "relink"
     """They stay where they are on disk, and the destination names them (as far as the file system has links)."""
     COPY = "copy"

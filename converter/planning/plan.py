@@ -63,8 +63,8 @@ class Transfer:
         """How a result lies on disk while its bytes are still those of the sources; None where they have to be made."""
         if self._grids is False:
             known = [grid for held in self.sources if (grid := held.leaf.grid()) is not None]
-            # A PRNG key and its words are told apart by the spec; no operation but renaming makes one of the other.
             complete = bool(known) and len(known) == len(self.sources)
+            # A PRNG key and its words are told apart by the spec; no operation but renaming makes one of the other.
             self._grids = self.operation.regrid(known, self._source_specs) if complete else None
         return self._grids[output] if self._grids else None
 

@@ -30,6 +30,8 @@ from converter.verification.structure import Difference, same_spec
 class Proof(enum.Enum):
     """How two leaves were found to be equal; the value is how people read it."""
 
+    __hash__ = object.__hash__  # there is one for every leaf, and that of Enum is written in Python
+
     REFERENCE = "the source's own bytes on disk"
     BYTES = "bytes on disk compared"
     DIGEST = "read again and compared with the digest of what was written"
@@ -104,19 +106,15 @@ def compare_values(
 
     sizes = [step.spec.nbytes for step, _ in compared]
     outcomes = leaf_by_leaf(sizes, at_once, thoroughly, progress)
-    return _result([(step, outcome) for (step, _), outcome in zip(compared, outcomes, strict=True)])
-
-
-def _result(outcomes: Sequence[tuple[Step, Outcome]]) -> ValuesResult:
     differences: list[Difference] = []
     proofs: dict[Proof, tuple[int, int]] = {}
-    for step, outcome in outcomes:
+    for (step, _), size, outcome in zip(compared, sizes, outcomes, strict=True):
         if isinstance(outcome, Proof):
-            count, size = proofs.get(outcome, (0, 0))
-            proofs[outcome] = count + 1, size + step.spec.nbytes
+            count, together = proofs.get(outcome, (0, 0))
+            proofs[outcome] = count + 1, together + size
         else:
             differences.append(Difference(format_path(step.target), *outcome))
-    return ValuesResult(len(outcomes), sum(step.spec.nbytes for step, _ in outcomes), tuple(differences), proofs)
+    return ValuesResult(len(compared), sum(sizes), tuple(differences), proofs)
 
 
 ChunkPairs = list[tuple[Chunk | None, Chunk | None]]
@@ -124,7 +122,8 @@ ChunkPairs = list[tuple[Chunk | None, Chunk | None]]
 
 def chunk_pairs(step: Step | Leaf, found: Leaf) -> ChunkPairs | None:
     """The chunks of both, one beside the other, where equal chunks mean equal arrays."""
-    if step.spec.kind not in ARRAYS or not same_spec(step.spec, found.spec):
+    spec = step.spec
+    if spec.kind not in ARRAYS or not same_spec(spec, found.spec):
         return None
     source, target = step.grid(), found.grid()
     if source is None or target is None or not _same_form(source, target):

@@ -105,7 +105,7 @@ class Reader:
         Raises:
           UnreadableCheckpoint: no header begins so, or what it announces does not fit before ``end``.
         """
-        first = self._take(offset, 1, end)[0]
+        first = self.data[offset] if offset < end else self._take(offset, 1, end)[0]
         if first < 0x80:
             return Head(Family.INT, first, offset, offset + 1)
         if first >= 0xE0:

@@ -213,16 +213,16 @@ def _leaves(
     saved = SavedArrays(directory)
     specs = iter(store.specs([entry for entry in metadata.entries if entry.is_array]))
     for entry in metadata.entries:
-        if entry.is_empty:
+        if entry.is_array:
+            yield entry.path, _array_leaf(entry, next(specs), saved, store)
+        elif entry.is_empty:
             yield entry.path, Leaf(empty_spec(EMPTY_TYPES[entry.value_type]), lambda: None)
         elif entry.inline:
             if entry.path not in inline:
                 raise UnreadableCheckpoint(f"{format_path(entry.path)}: its value is missing in {directory}/checkpoint")
             yield entry.path, inline[entry.path]
-        elif entry.is_text:
-            yield entry.path, Leaf(LeafSpec(LeafKind.TEXT, "str"), partial(strings.__getitem__, entry))
         else:
-            yield entry.path, _array_leaf(entry, next(specs), saved, store)
+            yield entry.path, Leaf(LeafSpec(LeafKind.TEXT, "str"), partial(strings.__getitem__, entry))
 
 
 class _StoredArray(NamedTuple):

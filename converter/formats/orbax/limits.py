@@ -5,6 +5,7 @@ Orbax itself reports the first of such leaves when some files have been written,
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 
@@ -13,7 +14,7 @@ from converter.formats.checkpoint import refuse_objections
 from converter.formats.orbax.arrays import is_storable
 from converter.formats.orbax.metadata import refuse_shared_names
 from converter.paths import Path, format_path
-from converter.tree import KEY_WORDS, Leaf, LeafKind, Tree
+from converter.tree import KEY_WORDS, Leaf, LeafKind, LeafSpec, Tree
 
 _LONGEST_NAME = 65_000
 """Bytes; OCDBT's keys end at 65,535, and to the name they add the number of a chunk."""
@@ -57,12 +58,12 @@ def _objection(path: Path, leaf: Leaf) -> str | None:
     """Why Orbax cannot hold this leaf, if so."""
     spec = leaf.spec
     match spec.kind:
-        case LeafKind.ARRAY | LeafKind.NUMPY_SCALAR | LeafKind.KEY:
-            if spec.kind is not LeafKind.KEY and not is_storable(spec.dtype):
-                return "has a dtype that TensorStore cannot store"
-            if spec.kind is LeafKind.KEY and spec.dtype not in KEY_WORDS and leaf.grid() is None:
+        case LeafKind.ARRAY | LeafKind.NUMPY_SCALAR:
+            return _array_objection(spec)
+        case LeafKind.KEY:
+            if spec.dtype not in KEY_WORDS and leaf.grid() is None:
                 return "is of an implementation that JAX does not have"
-            return None if spec.size else "has no elements; Orbax refuses arrays of size zero"
+            return None if spec.size else _NO_ELEMENTS
         case LeafKind.SCALAR if spec.dtype == "complex":
             return "is a Python number; Orbax holds complex numbers in arrays only"
         case LeafKind.SCALAR if spec.dtype == "int" and not -(2**63) <= leaf.fetch() < 2**64:
@@ -73,6 +74,16 @@ def _objection(path: Path, leaf: Leaf) -> str | None:
             return "has a tilde in its path, where Orbax keeps texts under JSON pointers"
         case _:
             return None
+
+
+@functools.lru_cache(maxsize=4096)
+def _array_objection(spec: LeafSpec) -> str | None:
+    if not is_storable(spec.dtype):
+        return "has a dtype that TensorStore cannot store"
+    return None if spec.size else _NO_ELEMENTS
+
+
+_NO_ELEMENTS = "has no elements; Orbax refuses arrays of size zero"
 
 
 def _mixed_up_texts(paths: Sequence[Path]) -> dict[Path, str]:

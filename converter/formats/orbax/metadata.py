@@ -39,6 +39,9 @@ _SEQUENCE_KEY, _DICT_KEY = 1, 2
 _COPY_AGAIN = "Copy the checkpoint again, or use another step."
 
 
+_WITHOUT_ARRAYS = frozenset({*EMPTY_TYPES, "string"})
+
+
 class Entry(NamedTuple):
     """One leaf as Orbax lists it.
 
@@ -63,12 +66,8 @@ class Entry(NamedTuple):
         return self.value_type in EMPTY_TYPES
 
     @property
-    def is_text(self) -> bool:
-        return self.value_type == "string" and not self.inline
-
-    @property
     def is_array(self) -> bool:
-        return not (self.is_empty or self.is_text or self.inline)
+        return self.value_type not in _WITHOUT_ARRAYS and not self.inline
 
 
 @dataclass(frozen=True, slots=True)
