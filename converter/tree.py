@@ -11,7 +11,7 @@ import functools
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, Set, ValuesView
+from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, ValuesView
 from typing import Any, NamedTuple
 
 from converter.dtypes import is_common_dtype, item_size, numpy_dtype
@@ -71,11 +71,9 @@ class LeafSpec(NamedTuple):
         return _nbytes(self)
 
 
-# Most leaves of a large checkpoint share their spec with many others.
-
-
 @functools.lru_cache(maxsize=4096)
 def _nbytes(spec: LeafSpec) -> int:
+    """Most leaves of a large checkpoint share their spec with many others."""
     if spec.kind in (LeafKind.ARRAY, LeafKind.NUMPY_SCALAR):
         return math.prod(spec.shape) * item_size(spec.dtype)
     return spec.size * 4 * KEY_WORDS.get(spec.dtype, 2) if spec.kind is LeafKind.KEY else 0
@@ -83,6 +81,7 @@ def _nbytes(spec: LeafSpec) -> int:
 
 @functools.lru_cache(maxsize=4096)
 def _spec_text(spec: LeafSpec) -> str:
+    """Remembered like ``_nbytes``."""
     dimensions = ",".join(map(str, spec.shape))
     match spec.kind:
         case LeafKind.ARRAY:
@@ -180,10 +179,6 @@ class Tree(Mapping[Path, Leaf]):
     def values(self) -> ValuesView[Leaf]:
         return self._leaves.values()
 
-    def get(self, path: Path, default: Any = None) -> Any:
-        """As that of a dict, which has not to be told of a missing path by an exception."""
-        return self._leaves.get(path, default)
-
     def full(self) -> dict[Path, Leaf]:
         """The leaves that hold something."""
         return {path: leaf for path, leaf in self._leaves.items() if leaf.spec.kind is not LeafKind.EMPTY}
@@ -218,11 +213,9 @@ def _children(paths: Iterable[Path]) -> dict[Path, list[Key]]:
     return found
 
 
-def containers(paths: Iterable[Path]) -> Set[Path]:
+def containers(paths: Iterable[Path]) -> set[Path]:
     """All that paths lead through."""
-    found: set[Path] = set()
-    found.update([path[:-1] for path in paths if path])
-    above = found
+    above = found = {path[:-1] for path in paths if path}
     while above:
         above = {path[:-1] for path in above if path} - found
         found |= above

@@ -252,11 +252,9 @@ def can_hold(grid: Grid, version: str) -> bool:
     return _can_say(grid.axes, grid.order, grid.encoding, version) and bool(grid.encoding.container or grid.is_complete)
 
 
-# Most arrays of a large checkpoint lie as many others do.
-
-
 @functools.lru_cache(maxsize=4096)
 def _can_say(axes: tuple[Axis, ...], order: tuple[int, ...], encoding: Encoding, version: str) -> bool:
+    """Whatever chunks there are: most arrays of a large checkpoint lie as many others do."""
     if encoding.container not in ("", version) or not (encoding.container or encoding.is_raw):
         return False
     grid = Grid(axes, order, encoding, {})

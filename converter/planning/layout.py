@@ -96,8 +96,7 @@ def _refuse_nesting(made: Iterable[Made], findings: Findings) -> None:
 
 def _nested(paths: Collection[Path]) -> Iterator[tuple[Path, Path]]:
     """Every path that leads through another one, with that one."""
-    inner = containers(paths)
-    both = {path for path in paths if path in inner}
+    both = containers(paths).intersection(paths)
     for path in paths if both else ():
         yield from ((path, path[:depth]) for depth in range(len(path)) if path[:depth] in both)
 

@@ -128,9 +128,8 @@ def chunk_pairs(step: Step | Leaf, found: Leaf) -> ChunkPairs | None:
     source, target = step.grid(), found.grid()
     if source is None or target is None or not _same_form(source, target):
         return None
-    if source.chunks.keys() == target.chunks.keys():
-        return [(chunk, target.chunks[index]) for index, chunk in source.chunks.items()]
-    return [(source.chunks.get(index), target.chunks.get(index)) for index in source.indices()]
+    stored = {**source.chunks, **target.chunks}  # what neither has is the same in both
+    return [(source.chunks.get(index), target.chunks.get(index)) for index in stored]
 
 
 def _same_places(chunks: Sequence[ChunkPairs | None]) -> list[bool]:

@@ -276,10 +276,15 @@ def test_a_link_that_leaves_the_checkpoint(refuses: Any, checkpoints: Path, tmp_
     refuses(2, "linen-to-nnx", "source", "out", mentions=("manifest.ocdbt", "secret"))
 
 
+def without_its_database(saved: Path, place: Path) -> dict[bytes, bytes]:
+    """Copies a checkpoint but for its database, whose values it returns."""
+    shutil.copytree(saved, place, ignore=shutil.ignore_patterns("manifest.ocdbt", "d", "ocdbt.process_0"))
+    return {key: chunk_bytes(value) for key, value in read_database(saved).items()}
+
+
 def test_a_process_whose_database_is_missing(refuses: Any, checkpoints: Path, tmp_path: Path) -> None:
-    saved, source = checkpoints / "nnx_mlp_standard/checkpoint", tmp_path / "source"
-    shutil.copytree(saved, source, ignore=shutil.ignore_patterns("manifest.ocdbt", "d", "ocdbt.process_0"))
-    values = {key: chunk_bytes(value) for key, value in read_database(saved).items()}
+    source = tmp_path / "source"
+    values = without_its_database(checkpoints / "nnx_mlp_standard/checkpoint", source)
     held = {key: value for key, value in values.items() if b"kernel" not in key or key.endswith(b".zarray")}
     for process in (0, 2):
         (source / f"ocdbt.process_{process}").mkdir()
@@ -291,9 +296,8 @@ def test_a_process_whose_database_is_missing(refuses: Any, checkpoints: Path, tm
 
 def test_a_chunk_that_is_missing(refuses: Any, checkpoints: Path, tmp_path: Path) -> None:
     """It is found before anything is written, also where nobody wants to see the plan."""
-    saved, source = checkpoints / "nnx_mlp_standard/checkpoint", tmp_path / "source"
-    shutil.copytree(saved, source, ignore=shutil.ignore_patterns("manifest.ocdbt", "d", "ocdbt.process_0"))
-    values = {key: chunk_bytes(value) for key, value in read_database(saved).items()}
+    source = tmp_path / "source"
+    values = without_its_database(checkpoints / "nnx_mlp_standard/checkpoint", source)
     write_database(source, {key: value for key, value in values.items() if key != b"up.kernel.value/0.0"})
     for options in ((), ("--no-verify",), ("--dry-run",), ("--dry-run", "--quiet"), ("--dry-run", "--json")):
         refuses(2, "nnx-to-linen", "source", "out", *options, mentions="up/kernel/value: its chunk 0.0 is missing")

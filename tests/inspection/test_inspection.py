@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import converter
 from converter.errors import UsageError
@@ -23,6 +20,7 @@ from converter.formats import FORMATS
 from converter.inspection.drawing import draw, grow
 from converter.tree import Tree
 from tests.building import tree_at, tree_of
+from tests.formats.orbax.support import on_a_mesh
 
 CHECKPOINTS = Path(__file__).resolve().parents[2] / "fixtures" / "checkpoints"
 CORPUS = Path(__file__).resolve().parents[3] / "shared" / "corpus"
@@ -149,13 +147,7 @@ def test_many_steps_are_listed_in_short(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Saved from a mesh; one device is enough for that."""
-    mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "model"))
-
-    def put(shape: tuple[int, ...], *spec: Any) -> jax.Array:
-        return jax.device_put(jnp.ones(shape), NamedSharding(mesh, PartitionSpec(*spec)))
-
-    layer = {"kernel": put((2, 4), "data", None), "bias": put((4,), ("data", "model"))}
+    layer = {"kernel": on_a_mesh((2, 4), "data", None), "bias": on_a_mesh((4,), ("data", "model"))}
     place = tmp_path_factory.mktemp("sharded") / "saved"
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(place, {"params": {"layers_0": layer, "layers_1": layer, "plain": jnp.ones(2)}})

@@ -19,6 +19,8 @@ from converter.tree import KEY_WORDS, Leaf, LeafKind, LeafSpec, Tree
 _LONGEST_NAME = 65_000
 """Bytes; OCDBT's keys end at 65,535, and to the name they add the number of a chunk."""
 
+_NO_ELEMENTS = "has no elements; Orbax refuses arrays of size zero"
+
 
 def refuse_unsupported(tree: Tree) -> None:
     """Refuses a tree that Orbax would not save whole. Python ints are fetched, arrays are not.
@@ -81,9 +83,6 @@ def _array_objection(spec: LeafSpec) -> str | None:
     if not is_storable(spec.dtype):
         return "has a dtype that TensorStore cannot store"
     return None if spec.size else _NO_ELEMENTS
-
-
-_NO_ELEMENTS = "has no elements; Orbax refuses arrays of size zero"
 
 
 def _mixed_up_texts(paths: Sequence[Path]) -> dict[Path, str]:

@@ -146,9 +146,9 @@ def refuse_shared_names(stored: Sequence[tuple[Path, str]]) -> None:
       UnsupportedCheckpoint: some of them share a name.
     """
     # As keys of a database begin, ``a`` and ``a/`` are one name; see ``key_prefix``.
-    if len({name.removesuffix("/") for _, name in stored}) == len(stored):
+    counts = Counter([name.removesuffix("/") for _, name in stored])
+    if len(counts) == len(stored):
         return
-    counts = Counter(name.removesuffix("/") for _, name in stored)
     shared = [
         f"  {format_path(path)} is stored as {name}" for path, name in stored if counts[name.removesuffix("/")] > 1
     ]
@@ -159,8 +159,8 @@ def refuse_shared_names(stored: Sequence[tuple[Path, str]]) -> None:
 
 
 def names_on_disk(entries: Iterable[Entry]) -> list[tuple[Path, str]]:
-    """The leaves with data in files of their own, and what these are called."""
-    return [(entry.path, entry.name) for entry in entries if entry.value_type not in EMPTY_TYPES and not entry.inline]
+    """The leaves with data beside the tree metadata, and what these are called."""
+    return [(entry.path, entry.name) for entry in entries if not entry.is_empty and not entry.inline]
 
 
 def key_prefix(name: str) -> str:

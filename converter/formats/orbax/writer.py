@@ -153,15 +153,16 @@ class _Save:
             return inside[chunk] if chunk in inside else files.place(chunk)
 
         for path, leaf in self.tree.items():
+            if path in streamed:
+                continue
             grid = grids.get(path)
-            if grid is not None:
+            if grid is None:
+                self.described.append(Described(path, leaf.spec))
+            else:
                 saved = grid.origin if isinstance(grid.origin, SavedArray) else _saved(leaf.spec, like)
                 chunks = {index: placed(chunk) for index, chunk in grid.chunks.items()}
                 self._add(Described(path, leaf.spec, grid, saved), version, chunks)
-                self.progress(0, 1)
-            elif path not in streamed:
-                self.described.append(Described(path, leaf.spec))
-                self.progress(0, 1)
+            self.progress(0, 1)
         self._finish(files, version)
         return self.written
 

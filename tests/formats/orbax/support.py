@@ -21,6 +21,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 from flax import linen, nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from converter.formats.checkpoint import Checkpoint, Format
 from converter.formats.orbax import OrbaxFormat
@@ -188,6 +189,12 @@ def saved_by(handler: ocp.PyTreeCheckpointHandler, directory: FilePath, tree: An
 def standard(directory: FilePath, tree: Any) -> None:
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(directory, tree)
+
+
+def on_a_mesh(shape: tuple[int, ...], *spec: Any) -> jax.Array:
+    """Ones on the mesh ``data=1, model=1``: for what is noted of shardings one device is enough."""
+    mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "model"))
+    return jax.device_put(jnp.ones(shape), NamedSharding(mesh, PartitionSpec(*spec)))
 
 
 def pytree(directory: FilePath, tree: Any) -> None:

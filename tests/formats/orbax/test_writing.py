@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import shutil
 from collections.abc import Callable
@@ -15,7 +14,6 @@ import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from converter.errors import (
     DestinationError,
@@ -34,6 +32,7 @@ from tests.formats.orbax.support import (
     keys,
     misc,
     of_pytree,
+    on_a_mesh,
     pytree,
     run_script,
     tree_of,
@@ -98,14 +97,18 @@ def test_writes_the_files_that_orbax_writes(tmp_path: FilePath) -> None:
         assert ours | {"array_metadatas": None} == theirs | {"array_metadatas": None}
 
 
+MESH_SPECS: dict[str, tuple[Any, ...]] = {
+    "rows": ("data",),
+    "both": (("data", "model"),),
+    "none": (),
+    "last": (None, "model"),
+}
+
+
 @pytest.fixture(scope="module")
 def of_a_mesh(tmp_path_factory: pytest.TempPathFactory) -> FilePath:
-    """Saved from a mesh; one device is enough for that."""
-    mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "model"))
-    specs = {"rows": ("data",), "both": (("data", "model"),), "none": (), "last": (None, "model")}
-    shardings = {name: NamedSharding(mesh, PartitionSpec(*spec)) for name, spec in specs.items()}
     place = tmp_path_factory.mktemp("mesh") / "saved"
-    pytree(place, {name: jax.device_put(jnp.ones((2, 4)), sharding) for name, sharding in shardings.items()})
+    pytree(place, {name: on_a_mesh((2, 4), *spec) for name, spec in MESH_SPECS.items()})
     return place
 
 
@@ -125,12 +128,7 @@ def test_shardings_that_make_no_sense_hinder_nothing(damage: Any, of_a_mesh: Fil
     (tmp_path / "saved" / "_sharding").write_text(json.dumps(damaged))
     assert set(FORMAT.strategies(FORMAT.open(tmp_path / "saved").tree, PLAIN).values()) == {Strategy.RELINK}
     write(FORMAT.open(tmp_path / "saved").tree, tmp_path / "written")
-    assert_reads(FORMAT.open(tmp_path / "written"), of_pytree(dict.fromkeys(noted_names(noted), jnp.ones((2, 4)))))
-
-
-def noted_names(noted: dict[str, Any]) -> list[str]:
-    """The names of arrays by their keys in ``_sharding``."""
-    return [base64.urlsafe_b64decode(name).decode() for name in noted]
+    assert_reads(FORMAT.open(tmp_path / "written"), of_pytree(dict.fromkeys(MESH_SPECS, jnp.ones((2, 4)))))
 
 
 def test_writes_numpy_scalars_and_empty_optimizer_states(tmp_path: FilePath) -> None:
