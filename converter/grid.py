@@ -6,9 +6,11 @@ as they are. What is done to the grid then says all there is to say, and the byt
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from converter.stored import Extent
@@ -66,69 +68,110 @@ class Encoding(NamedTuple):
         return not self.compression and not self.sharded and not self.dtype.startswith(">")
 
 
-class Grid(NamedTuple):
-    """An array as it lies on disk.
+@dataclass(frozen=True)
+class Form:
+    """How an array lies, whatever bytes it holds: most arrays of a large checkpoint lie as many others do.
+
+    What follows from it is worked out once for all arrays that share it.
 
     Attributes:
-      axes: its axes; a typed PRNG key has one more than its spec, the words of its data.
+      axes: the axes of the array; a typed PRNG key has one more than its spec, the words of its data.
       order: the axes within a chunk, from the one that runs slowest to the one that runs fastest.
       encoding: how elements become bytes.
-      chunks: the chunks that are stored; the others hold nothing but the fill value.
-      linkable: the files that hold them are never rewritten in place, so that they may be linked to.
-      origin: what the metadata say beyond that, for a writer of the same format.
     """
 
     axes: tuple[Axis, ...]
     order: tuple[int, ...]
     encoding: Encoding
-    chunks: Mapping[Index, Chunk]
-    linkable: bool = False
-    origin: Any = None
 
-    @property
+    def __hash__(self) -> int:
+        return self._hash
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        return hash((self.axes, self.order, self.encoding))
+
+    @functools.cached_property
     def shape(self) -> tuple[int, ...]:
         return tuple([axis.size for axis in self.axes])
 
-    @property
+    @functools.cached_property
     def chunk_shape(self) -> tuple[int, ...]:
         return tuple([axis.chunk for axis in self.axes])
 
-    @property
+    @functools.cached_property
     def counts(self) -> tuple[int, ...]:
         """How many chunks there are along each axis."""
         return tuple([-(-axis.size // axis.chunk) for axis in self.axes])
 
-    @property
-    def is_complete(self) -> bool:
-        """Whether every chunk is stored."""
-        return len(self.chunks) == math.prod(self.counts)
+    @functools.cached_property
+    def number(self) -> int:
+        """How many chunks there are."""
+        return math.prod(self.counts)
 
-    @property
+    @functools.cached_property
     def is_unsplit(self) -> bool:
         """Whether one chunk holds the whole array and nothing else."""
         return all(axis.is_whole for axis in self.axes)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes on disk."""
-        return sum(len(chunk) if isinstance(chunk, bytes) else chunk.length for chunk in self.chunks.values())
 
     def runs(self, *axes: int) -> bool:
         """Whether within a chunk these axes run in this order, from slow to fast, where it matters."""
         real = [axis for axis in self.order if self.axes[axis].chunk > 1]
         return real == [axis for axis in axes if self.axes[axis].chunk > 1]
 
-    @property
+    @functools.cached_property
     def is_c_ordered(self) -> bool:
-        return self.order == (straight := tuple(range(len(self.axes)))) or self.runs(*straight)
+        return self.runs(*range(len(self.axes)))
 
-    @property
+    @functools.cached_property
     def is_f_ordered(self) -> bool:
         return self.runs(*reversed(range(len(self.axes))))
 
     def indices(self) -> Iterator[Index]:
         """All places of the grid, in C order."""
         return itertools.product(*map(range, self.counts))
+
+
+class Grid(NamedTuple):
+    """An array as it lies on disk.
+
+    Attributes:
+      form: how it is cut and encoded.
+      chunks: the chunks that are stored; the others hold nothing but the fill value.
+      linkable: the files that hold them are never rewritten in place, so that they may be linked to.
+      origin: what the metadata say beyond that, for a writer of the same format.
+    """
+
+    form: Form
+    chunks: Mapping[Index, Chunk]
+    linkable: bool = False
+    origin: Any = None
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        return self.form.axes
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        return self.form.order
+
+    @property
+    def encoding(self) -> Encoding:
+        return self.form.encoding
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every chunk is stored."""
+        return len(self.chunks) == self.form.number
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on disk."""
+        return sum(len(chunk) if isinstance(chunk, bytes) else chunk.length for chunk in self.chunks.values())
+
+    def laid(self, axes: tuple[Axis, ...], order: tuple[int, ...], chunks: Mapping[Index, Chunk]) -> Grid:
+        """A grid of other axes whose chunks are encoded as those of this one are."""
+        return self._replace(form=Form(axes, order, self.encoding), chunks=chunks)
 
 
 # What may be done to a grid without touching bytes; None where the bytes would change. ------------------------------
@@ -147,7 +190,7 @@ def stacked(grids: list[Grid], axis: int) -> Grid | None:
     new = Axis(len(grids), chunk=1, write=1, inner=int(first.encoding.sharded))
     axes = (*first.axes[:axis], new, *first.axes[axis:])
     order = (axis, *(each + (each >= axis) for each in first.order))
-    return first._replace(axes=axes, order=order, chunks=chunks)
+    return first.laid(axes, order, chunks)
 
 
 def unstacked(grid: Grid, axis: int) -> list[Grid] | None:
@@ -160,7 +203,8 @@ def unstacked(grid: Grid, axis: int) -> list[Grid] | None:
     parts: list[dict[Index, Chunk]] = [{} for _ in range(fine.axes[axis].size)]
     for index, chunk in fine.chunks.items():
         parts[index[axis]][(*index[:axis], *index[axis + 1 :])] = chunk
-    return [fine._replace(axes=axes, order=order, chunks=chunks) for chunks in parts]
+    form = Form(axes, order, fine.encoding)
+    return [fine._replace(form=form, chunks=chunks) for chunks in parts]
 
 
 def concatenated(grids: list[Grid], axis: int) -> Grid | None:
@@ -176,7 +220,7 @@ def concatenated(grids: list[Grid], axis: int) -> Grid | None:
     for grid in grids:
         for index, chunk in grid.chunks.items():
             chunks[(*index[:axis], index[axis] + start, *index[axis + 1 :])] = chunk
-        start += grid.counts[axis]
+        start += grid.form.counts[axis]
     size = sum(grid.axes[axis].size for grid in grids)
     return _resized(first, axis, size, first.axes[axis].chunk, chunks)
 
@@ -202,27 +246,27 @@ def split(grid: Grid, axis: int, sizes: tuple[int, ...]) -> list[Grid] | None:
 
 def reshaped(grid: Grid, shape: tuple[int, ...]) -> Grid | None:
     """Another shape, where all axes from the first that changes are in one piece."""
-    if shape == grid.shape:
+    if shape == grid.form.shape:
         return grid
     same = 0
     while same < min(len(grid.axes), len(shape)) and grid.axes[same].size == shape[same]:
         same += 1
     kept, merged = grid.axes[:same], grid.axes[same:]
-    if grid.encoding.sharded or not grid.is_c_ordered or any(not axis.is_whole for axis in merged):
+    if grid.encoding.sharded or not grid.form.is_c_ordered or any(not axis.is_whole for axis in merged):
         return None
     axes = (*kept, *(Axis(size, max(size, 1), max(size, 1)) for size in shape[same:]))
     zeros = (0,) * (len(shape) - same)
     chunks = {(*index[:same], *zeros): chunk for index, chunk in grid.chunks.items()}
-    return grid._replace(axes=axes, order=tuple(range(len(axes))), chunks=chunks)
+    return grid.laid(axes, tuple(range(len(axes))), chunks)
 
 
 def transposed(grid: Grid, axes: tuple[int, ...]) -> Grid:
     """The axes in another order: ``axes[i]`` becomes the i-th. Not every format can say how chunks then lie."""
     place = {before: after for after, before in enumerate(axes)}
-    return grid._replace(
-        axes=tuple(grid.axes[axis] for axis in axes),
-        order=tuple(place[axis] for axis in grid.order),
-        chunks={tuple(index[axis] for axis in axes): chunk for index, chunk in grid.chunks.items()},
+    return grid.laid(
+        tuple(grid.axes[axis] for axis in axes),
+        tuple(place[axis] for axis in grid.order),
+        {tuple(index[axis] for axis in axes): chunk for index, chunk in grid.chunks.items()},
     )
 
 
@@ -287,4 +331,4 @@ def _resized(grid: Grid, axis: int, size: int, chunk: int, chunks: Mapping[Index
     # Only a multiple of the old size is sure to be one of the number of devices too.
     mesh = old.mesh if size % max(old.size, 1) == 0 else None
     new = old._replace(size=size, chunk=chunk, write=max(min(write, size), 1), mesh=mesh)
-    return grid._replace(axes=(*grid.axes[:axis], new, *grid.axes[axis + 1 :]), chunks=chunks)
+    return grid.laid((*grid.axes[:axis], new, *grid.axes[axis + 1 :]), grid.order, chunks)

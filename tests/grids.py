@@ -11,7 +11,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from converter.dtypes import numpy_dtype
-from converter.grid import Axis, Encoding, Grid, Index
+from converter.grid import Axis, Encoding, Form, Grid, Index
 from converter.stored import Extent
 
 Shape = tuple[int, ...]
@@ -66,18 +66,18 @@ def encoded(
             whole[tuple(map(slice, part.shape))] = part
             ordered = whole.astype(dtype_of(encoding)).transpose(order)
             chunks[index] = b"".join(ordered[*block, ...].tobytes() for block in _blocks(axes, order))
-    return Grid(axes, order, encoding, chunks, **rest)
+    return Grid(Form(axes, order, encoding), chunks, **rest)
 
 
 def decoded(grid: Grid) -> Array:
     """The array that a grid holds, zeros where it holds nothing."""
     dtype = dtype_of(grid.encoding)
-    array = np.zeros(grid.shape, dtype)
-    for index, place in _places(grid.shape, grid.chunk_shape):
+    array = np.zeros(grid.form.shape, dtype)
+    for index, place in _places(grid.form.shape, grid.form.chunk_shape):
         if index in grid.chunks:
             chunk = grid.chunks[index]
             assert isinstance(chunk, bytes)
-            ordered = np.empty([grid.chunk_shape[axis] for axis in grid.order], dtype)
+            ordered = np.empty([grid.form.chunk_shape[axis] for axis in grid.order], dtype)
             start = 0
             for block in _blocks(grid.axes, grid.order):
                 count = ordered[block].size
@@ -131,8 +131,8 @@ def assert_consistent(grid: Grid) -> None:
         assert 1 <= axis.write <= max(axis.size, 1)
         assert bool(axis.inner) is grid.encoding.sharded
         assert not axis.inner or axis.chunk % axis.inner == 0
-    assert set(grid.chunks) <= set(grid.indices())
-    length = math.prod(grid.chunk_shape) * dtype_of(grid.encoding).itemsize
+    assert set(grid.chunks) <= set(grid.form.indices())
+    length = math.prod(grid.form.chunk_shape) * dtype_of(grid.encoding).itemsize
     assert {len(chunk) for chunk in grid.chunks.values() if isinstance(chunk, bytes)} <= {length}
 
 

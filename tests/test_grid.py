@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from converter.grid import (
     Axis,
     Encoding,
+    Form,
     Grid,
     concatenated,
     reshaped,
@@ -105,19 +106,19 @@ def alone(rank: int = 0) -> st.SearchStrategy[Grid]:
 def test_decoding_undoes_encoding(grid: Grid):
     assert_consistent(grid)
     found = decoded(grid)
-    wanted = numbered(grid.shape).astype(found.dtype)
+    wanted = numbered(grid.form.shape).astype(found.dtype)
     np.testing.assert_array_equal(found, wanted if grid.is_complete else np.where(found == 0, found, wanted))
     inner = tuple(axis.inner for axis in grid.axes)
-    again = encoded(found, grid.chunk_shape, grid.order, encoding=grid.encoding, inner=inner)
+    again = encoded(found, grid.form.chunk_shape, grid.order, encoding=grid.encoding, inner=inner)
     assert {index: again.chunks[index] for index in grid.chunks} == grid.chunks
 
 
 def test_an_encoded_array():
     grid = encoded(numbered((3, 2)), (2, 2), (1, 0), missing=[(0, 0)])
     assert grid.axes == (Axis(3, 2, 2), Axis(2, 2, 2))
-    assert (grid.encoding, grid.counts, list(grid.indices())) == (Encoding("<i2"), (2, 1), [(0, 0), (1, 0)])
+    assert (grid.encoding, grid.form.counts, list(grid.form.indices())) == (Encoding("<i2"), (2, 1), [(0, 0), (1, 0)])
     assert grid.chunks == {(1, 0): b"\5\0\xa5\xa5\6\0\xa5\xa5"}
-    assert (grid.is_complete, grid.is_unsplit, grid.nbytes) == (False, False, 8)
+    assert (grid.is_complete, grid.form.is_unsplit, grid.nbytes) == (False, False, 8)
     np.testing.assert_array_equal(decoded(grid), [[0, 0], [0, 0], [5, 6]])
 
 
@@ -125,14 +126,14 @@ def test_the_order_of_short_axes_does_not_matter():
     array = numbered((1, 4, 1, 3))
     for order in ((0, 1, 2, 3), (1, 2, 0, 3), (1, 3, 2, 0)):
         grid = encoded(array, order=order)
-        assert grid.is_c_ordered
-        assert not grid.is_f_ordered
-    assert encoded(array, order=(3, 0, 1, 2)).is_f_ordered
-    assert encoded(array, (1, 4, 1, 1), order=(3, 0, 1, 2)).is_c_ordered
+        assert grid.form.is_c_ordered
+        assert not grid.form.is_f_ordered
+    assert encoded(array, order=(3, 0, 1, 2)).form.is_f_ordered
+    assert encoded(array, (1, 4, 1, 1), order=(3, 0, 1, 2)).form.is_c_ordered
     scalar = encoded(numbered(()))
-    assert scalar.is_c_ordered
-    assert scalar.is_f_ordered
-    assert scalar.is_unsplit
+    assert scalar.form.is_c_ordered
+    assert scalar.form.is_f_ordered
+    assert scalar.form.is_unsplit
     assert scalar.is_complete
 
 
@@ -170,13 +171,17 @@ def test_equal_grids_can_be_stacked_along_any_axis(sources: list[Grid], data: st
 GRID = encoded(numbered((4, 6)), (2, 3), mesh=["data", None])
 
 
+def with_encoding(encoding: Encoding) -> Grid:
+    return GRID._replace(form=Form(GRID.axes, GRID.order, encoding))
+
+
 @pytest.mark.parametrize(
     "other",
     [
-        GRID._replace(encoding=COMPRESSED),
-        GRID._replace(encoding=Encoding("<u2")),
-        GRID._replace(encoding=GRID.encoding._replace(container="zarr3")),
-        GRID._replace(encoding=GRID.encoding._replace(details="{}")),
+        with_encoding(COMPRESSED),
+        with_encoding(Encoding("<u2")),
+        with_encoding(GRID.encoding._replace(container="zarr3")),
+        with_encoding(GRID.encoding._replace(details="{}")),
         GRID._replace(linkable=True),
         encoded(numbered((4, 6)), (2, 3), (1, 0), mesh=["data", None]),
         encoded(numbered((4, 5)), (2, 3), mesh=["data", None]),
@@ -199,7 +204,7 @@ def test_slices_are_had_where_chunks_are_one_long_or_can_be_cut(grid: Grid, data
     if not can_be_cut(grid, axis, 1):
         assert made is None
         return
-    assert_holds(made, *(np.take(decoded(grid), place, axis) for place in range(grid.shape[axis])))
+    assert_holds(made, *(np.take(decoded(grid), place, axis) for place in range(grid.form.shape[axis])))
     assert made is not None
     for part in made:
         assert part.axes == (*grid.axes[:axis], *grid.axes[axis + 1 :])
@@ -262,9 +267,9 @@ def test_whole_chunks_can_be_put_end_to_end_and_apart_again(case: tuple[list[Gri
     arrays = list(map(decoded, sources))
     assert_holds(made, np.concatenate(arrays, axis))
     assert made is not None
-    assert made[0].chunk_shape == sources[0].chunk_shape
+    assert made[0].form.chunk_shape == sources[0].form.chunk_shape
     assert made[0].axes[:axis] + made[0].axes[axis + 1 :] == sources[0].axes[:axis] + sources[0].axes[axis + 1 :]
-    sizes = tuple(source.shape[axis] for source in sources)
+    sizes = tuple(source.form.shape[axis] for source in sources)
     if all(sizes):
         back = outcome(split, made[0], axis, sizes)
         assert_holds(back, *arrays)
@@ -275,7 +280,7 @@ def test_whole_chunks_can_be_put_end_to_end_and_apart_again(case: tuple[list[Gri
 @given(alone(rank=1), st.data())
 def test_parts_are_had_where_they_end_with_chunks_or_chunks_can_be_cut(grid: Grid, data: st.DataObject):
     axis = data.draw(st.integers(0, len(grid.axes) - 1))
-    size = grid.shape[axis]
+    size = grid.form.shape[axis]
     ends = sorted(data.draw(st.sets(st.integers(1, size - 1), max_size=3))) if size > 1 else []
     sizes = tuple(np.diff([0, *ends, size]).tolist())
     made = outcome(split, grid, axis, sizes)
@@ -327,7 +332,7 @@ def test_what_was_written_at_a_time():
 @pytest.mark.parametrize(
     "other",
     [
-        GRID._replace(encoding=COMPRESSED),
+        with_encoding(COMPRESSED),
         GRID._replace(linkable=True),
         encoded(numbered((4, 6)), (2, 3), (1, 0), mesh=["data", None]),
         encoded(numbered((4, 6)), (1, 3), mesh=["data", None]),
@@ -379,15 +384,15 @@ def other_shape(draw: st.DrawFn, shape: Shape) -> Shape:
 
 @given(alone(), st.data())
 def test_another_shape_where_what_changes_is_in_one_piece(grid: Grid, data: st.DataObject):
-    shape = data.draw(other_shape(grid.shape))
+    shape = data.draw(other_shape(grid.form.shape))
     made = outcome(reshaped, grid, shape)
     if made is not None:
         assert_arrays(made, [decoded(grid).reshape(shape)])
-    same = [before == after for before, after in zip(grid.shape, shape, strict=False)]
+    same = [before == after for before, after in zip(grid.form.shape, shape, strict=False)]
     kept = (*same, False).index(False)
     whole = all(axis.chunk == axis.size or not axis.size for axis in grid.axes[kept:])
-    possible = whole and grid.is_c_ordered and not grid.encoding.sharded
-    assert (made is not None) is (possible or shape == grid.shape)
+    possible = whole and grid.form.is_c_ordered and not grid.encoding.sharded
+    assert (made is not None) is (possible or shape == grid.form.shape)
 
 
 @given(grids(), st.data())
@@ -398,7 +403,7 @@ def test_arrays_in_one_chunk_take_any_shape(sources: list[Grid], data: st.DataOb
         made = outcome(reshaped, encoded(array, encoding=encoding), shape)
         assert_holds(made, array.reshape(shape))
         assert made is not None
-        assert made[0].is_unsplit
+        assert made[0].form.is_unsplit
         assert made[0].is_complete
 
 
@@ -454,8 +459,8 @@ def test_axes_may_stand_in_any_order(grid: Grid, data: st.DataObject):
 def test_a_transposed_array_runs_the_other_way():
     grid = encoded(numbered((4, 6, 2)), (2, 6, 2))
     made = transposed(grid, (2, 1, 0))
-    assert made.is_f_ordered
-    assert not made.is_c_ordered
+    assert made.form.is_f_ordered
+    assert not made.form.is_c_ordered
     assert made == encoded(numbered((4, 6, 2)).transpose(), (2, 6, 2), (2, 1, 0))
     made = transposed(grid, (1, 2, 0))
     assert made.order == (2, 0, 1)

@@ -18,7 +18,7 @@ from converter.dtypes import item_size, numpy_dtype
 from converter.errors import UnreadableCheckpoint
 from converter.formats.chunks import COPY_AGAIN, ChunkReader, chunk_bytes, length_of, part_of
 from converter.formats.zarr import dtype_name
-from converter.grid import Chunk, Grid, Index
+from converter.grid import Chunk, Form, Grid, Index
 from converter.stored import Extent
 
 if TYPE_CHECKING:
@@ -147,7 +147,8 @@ def _unsharded(grid: Grid) -> Grid:
             place = tuple(i * c + j for i, c, j in zip(index, counts, inner, strict=True))
             chunks[place] = part_of(chunk, offset, length)
     axes = tuple(axis._replace(chunk=axis.inner, inner=0) for axis in grid.axes)
-    return grid._replace(axes=axes, encoding=grid.encoding._replace(sharded=False), chunks=chunks)
+    form = Form(axes, grid.order, grid.encoding._replace(sharded=False))
+    return grid._replace(form=form, chunks=chunks)
 
 
 def _shard_table(chunk: Chunk, number: int) -> tuple[int, ...]:
@@ -176,20 +177,20 @@ def read(grid: Grid) -> Array:
     grid = _unsharded(grid)
     stored = element_type(grid)
     native = stored.newbyteorder("=")
-    size = math.prod(grid.shape) * stored.itemsize
-    if grid.is_unsplit and size <= scratch.limit() and len(grid.chunks) == 1:
+    size = math.prod(grid.form.shape) * stored.itemsize
+    if grid.form.is_unsplit and size <= scratch.limit() and len(grid.chunks) == 1:
         (chunk,) = grid.chunks.values()
         data = b"".join(_decoded(chunk, grid.encoding.compression, size, at_once=size))
         flat = np.frombuffer(data, stored)
-        if grid.is_c_ordered:
-            return flat.reshape(grid.shape).astype(native, copy=False)
+        if grid.form.is_c_ordered:
+            return flat.reshape(grid.form.shape).astype(native, copy=False)
         order = tuple(grid.order)
         array = flat.reshape([grid.axes[axis].chunk for axis in order]).transpose(np.argsort(order))
         return np.ascontiguousarray(array).astype(native, copy=False)
     if grid.is_complete:
-        array = scratch.empty(grid.shape, native)
+        array = scratch.empty(grid.form.shape, native)
     else:
-        array = scratch.full(grid.shape, native, _fill_value(grid, native))
+        array = scratch.full(grid.form.shape, native, _fill_value(grid, native))
     for index, chunk in grid.chunks.items():
         _place(array, grid, index, chunk, stored)
     return array
@@ -259,10 +260,10 @@ def pieces(grid: Grid) -> Iterator[Any]:
     grid = _unsharded(grid)
     itemsize = item_size(dtype_name(grid.encoding.dtype))
     native = not grid.encoding.dtype.startswith(">")
-    if native and grid.chunks and grid.is_complete and grid.is_c_ordered and grid.is_unsplit:
+    if native and grid.chunks and grid.is_complete and grid.form.is_c_ordered and grid.form.is_unsplit:
         (chunk,) = grid.chunks.values()
-        yield from _decoded(chunk, grid.encoding.compression, math.prod(grid.shape) * itemsize, itemsize)
-    elif native and grid.chunks and grid.is_complete and grid.is_c_ordered and _runs_in_rows(grid):
+        yield from _decoded(chunk, grid.encoding.compression, math.prod(grid.form.shape) * itemsize, itemsize)
+    elif native and grid.chunks and grid.is_complete and grid.form.is_c_ordered and _runs_in_rows(grid):
         yield from _rows(grid, itemsize)
     else:
         yield from array_pieces(read(grid))
@@ -283,9 +284,9 @@ def _runs_in_rows(grid: Grid) -> bool:
 
 
 def _rows(grid: Grid, itemsize: int) -> Iterator[Any]:
-    row = math.prod(grid.shape[1:]) * itemsize
+    row = math.prod(grid.form.shape[1:]) * itemsize
     first = grid.axes[0]
-    for number in range(grid.counts[0]):
+    for number in range(grid.form.counts[0]):
         chunk = grid.chunks[(number, *(0,) * (len(grid.axes) - 1))]
         left = min(first.chunk, first.size - number * first.chunk) * row
         for data in _decoded(chunk, grid.encoding.compression, first.chunk * row, itemsize):

@@ -6,7 +6,7 @@ import functools
 from typing import Any
 
 from converter.formats import decoding, zarr
-from converter.grid import Axis, Chunk, Encoding, Grid
+from converter.grid import Axis, Encoding, Form, Grid, Index
 from converter.stored import Extent
 from converter.tree import Leaf, LeafKind, LeafSpec
 
@@ -26,11 +26,17 @@ def raw_leaf(spec: LeafSpec, extent: Extent, *, dtype: str = "", fortran: bool =
 
 def raw_grid(spec: LeafSpec, extent: Extent, dtype: str = "", *, fortran: bool = False) -> Grid:
     """How an array lies whose bytes are those at ``extent``."""
+    form, places = _raw_form(spec, dtype, fortran)
+    return Grid(form, dict.fromkeys(places, extent))
+
+
+@functools.lru_cache(maxsize=4096)
+def _raw_form(spec: LeafSpec, dtype: str, fortran: bool) -> tuple[Form, tuple[Index, ...]]:
+    """How such arrays lie, and the places of their chunks: one, or none where there is nothing in it."""
     axes = tuple(Axis(size, max(size, 1), size) for size in spec.shape)
     order = tuple(range(len(axes)))
-    chunks: dict[tuple[int, ...], Chunk] = {(0,) * len(axes): extent} if spec.size else {}
-    encoding = Encoding(dtype or zarr.type_string(spec.dtype))
-    return Grid(axes, order[::-1] if fortran else order, encoding, chunks)
+    form = Form(axes, order[::-1] if fortran else order, Encoding(dtype or zarr.type_string(spec.dtype)))
+    return form, ((0,) * len(axes),) if spec.size else ()
 
 
 def _fetch(spec: LeafSpec, grid: functools.partial[Grid]) -> Any:

@@ -17,7 +17,7 @@ from typing import Any
 
 from converter.dtypes import is_common_dtype, item_size, numpy_dtype
 from converter.errors import UnsupportedCheckpoint
-from converter.grid import Axis, Encoding, Grid, Index
+from converter.grid import Axis, Encoding, Form, Grid, Index
 
 METADATA_KEYS = {"zarr2": ".zarray", "zarr3": "zarr.json"}
 """What the metadata of an array are called below its name."""
@@ -86,17 +86,24 @@ class ZarrArray:
             return self.separator.join(["c", *map(str, index)])
         return self.separator.join(map(str, index)) if index else "0"
 
-    def axes(self, write: Sequence[int] = (), mesh: Sequence[str | tuple[str, ...] | None] = ()) -> tuple[Axis, ...]:
-        """The axes of the grid, with what Orbax knows of them in addition."""
+    def form(self, write: tuple[int, ...] = (), mesh: tuple[str | tuple[str, ...] | None, ...] = ()) -> Form:
+        """How the array lies, with what Orbax knows of its axes in addition."""
         if not mesh and (not write or write == self.chunks):
-            return self._axes
-        return self._axes_with(write, mesh)
+            return self._form
+        known = self._forms.get((write, mesh))
+        if known is None:
+            known = self._forms[write, mesh] = Form(self._axes(write, mesh), self.order, self.encoding)
+        return known
 
     @functools.cached_property
-    def _axes(self) -> tuple[Axis, ...]:
-        return self._axes_with((), ())
+    def _form(self) -> Form:
+        return Form(self._axes((), ()), self.order, self.encoding)
 
-    def _axes_with(self, write: Sequence[int], mesh: Sequence[str | tuple[str, ...] | None]) -> tuple[Axis, ...]:
+    @functools.cached_property
+    def _forms(self) -> dict[Any, Form]:
+        return {}
+
+    def _axes(self, write: Sequence[int], mesh: Sequence[str | tuple[str, ...] | None]) -> tuple[Axis, ...]:
         rank = range(len(self.shape))
         written = write if len(write) == len(self.shape) else self.chunks
         return tuple(
@@ -249,34 +256,29 @@ def _checked_dtype(dtype: Any) -> str:
 
 def can_hold(grid: Grid, version: str) -> bool:
     """Whether zarr of that version (``zarr2``, ``zarr3``) has a way to say how the grid lies."""
-    return _can_say(grid.axes, grid.order, grid.encoding, version) and bool(grid.encoding.container or grid.is_complete)
+    return _can_say(grid.form, version) and (bool(grid.encoding.container) or grid.is_complete)
 
 
 @functools.lru_cache(maxsize=4096)
-def _can_say(axes: tuple[Axis, ...], order: tuple[int, ...], encoding: Encoding, version: str) -> bool:
-    """Whatever chunks there are: most arrays of a large checkpoint lie as many others do."""
+def _can_say(form: Form, version: str) -> bool:
+    """Whatever chunks there are."""
+    encoding = form.encoding
     if encoding.container not in ("", version) or not (encoding.container or encoding.is_raw):
         return False
-    grid = Grid(axes, order, encoding, {})
-    return grid.is_c_ordered or (version == "zarr2" and grid.is_f_ordered)
-
-
-def metadata(grid: Grid, version: str) -> bytes:
-    """``.zarray`` or ``zarr.json`` of a grid that ``can_hold`` accepts."""
-    return _metadata(grid.axes, grid.order, grid.encoding, version)
+    return form.is_c_ordered or (version == "zarr2" and form.is_f_ordered)
 
 
 @functools.lru_cache(maxsize=4096)
-def _metadata(axes: tuple[Axis, ...], order: tuple[int, ...], encoding: Encoding, version: str) -> bytes:
-    grid = Grid(axes, order, encoding, {})
-    shape, chunks = grid.shape, grid.chunk_shape
+def metadata(form: Form, version: str) -> bytes:
+    """``.zarray`` or ``zarr.json`` of arrays that ``can_hold`` accepts."""
+    encoding, shape, chunks = form.encoding, form.shape, form.chunk_shape
     if version == "zarr2":
-        return _metadata_2(shape, chunks, "C" if grid.is_c_ordered else "F", encoding)
+        return _metadata_2(shape, chunks, "C" if form.is_c_ordered else "F", encoding)
     cut = {"configuration": {"chunk_shape": list(chunks)}, "name": "regular"}
     details = json.loads(encoding.details) if encoding.container else _plain_3(encoding.dtype)
     for codec in details["codecs"]:
         if codec["name"] == _SHARDED:
-            codec["configuration"]["chunk_shape"] = [axis.inner for axis in axes]
+            codec["configuration"]["chunk_shape"] = [axis.inner for axis in form.axes]
     names = details.get("dimension_names")
     if names is not None and len(names) != len(shape):
         del details["dimension_names"]

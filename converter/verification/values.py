@@ -8,6 +8,7 @@ was written is read again and compared with the digest taken on its way, or with
 from __future__ import annotations
 
 import enum
+import functools
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from converter.dtypes import described, element_bits
 from converter.formats.checkpoint import Progress
 from converter.formats.chunks import SMALL, length_of, same_bytes, small_chunks
 from converter.formats.streaming import ARRAYS, digest, leaf_by_leaf, leaf_pieces
-from converter.grid import Chunk, Grid
+from converter.grid import Chunk, Form
 from converter.paths import Path, format_path
 from converter.planning.plan import Step
 from converter.stored import Extent
@@ -126,7 +127,7 @@ def chunk_pairs(step: Step | Leaf, found: Leaf) -> ChunkPairs | None:
     if spec.kind not in ARRAYS or not same_spec(spec, found.spec):
         return None
     source, target = step.grid(), found.grid()
-    if source is None or target is None or not _same_form(source, target):
+    if source is None or target is None or not _same_form(source.form, target.form):
         return None
     stored = {**source.chunks, **target.chunks}  # what neither has is the same in both
     return [(source.chunks.get(index), target.chunks.get(index)) for index in stored]
@@ -185,7 +186,8 @@ def _proof(step: Step, found: Leaf, pairs: ChunkPairs | None, written: int | Non
     return value_difference(step.value(), found.fetch()) or Proof.VALUES
 
 
-def _same_form(left: Grid, right: Grid) -> bool:
+@functools.lru_cache(maxsize=4096)
+def _same_form(left: Form, right: Form) -> bool:
     """Whether equal chunks mean equal arrays, and unequal ones most likely another value."""
     return (
         ((left.axes, left.order) == (right.axes, right.order) or _same_cut(left, right))
@@ -194,11 +196,11 @@ def _same_form(left: Grid, right: Grid) -> bool:
     )
 
 
-def _same_cut(left: Grid, right: Grid) -> bool:
+def _same_cut(left: Form, right: Form) -> bool:
     """Whether chunks, and the elements in them, follow one another in the same way."""
 
-    def cuts(grid: Grid) -> list[tuple[int, int, int]]:
-        return [(axis.size, axis.chunk, axis.inner) for axis in grid.axes]
+    def cuts(form: Form) -> list[tuple[int, int, int]]:
+        return [(axis.size, axis.chunk, axis.inner) for axis in form.axes]
 
     return cuts(left) == cuts(right) and right.runs(*(axis for axis in left.order if left.axes[axis].chunk > 1))
 

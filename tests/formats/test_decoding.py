@@ -24,7 +24,7 @@ from converter.dtypes import element_bits
 from converter.errors import UnreadableCheckpoint
 from converter.formats import decoding, zarr
 from converter.formats.chunks import forget_files
-from converter.grid import Axis, Encoding, Grid
+from converter.grid import Axis, Encoding, Form, Grid
 from converter.stored import Extent
 from tests.grids import encoded
 
@@ -101,13 +101,13 @@ def stored(directory: Path, array: Array, spec: Any, part: Any = ...) -> tuple[G
 
 def grid_of(directory: Path, version: str) -> Grid:
     found = zarr.parse((directory / zarr.METADATA_KEYS[version]).read_bytes())
-    bare = Grid(found.axes(), found.order, found.encoding, {})
+    form = found.form()
     chunks = {}
-    for index in bare.indices():
+    for index in form.indices():
         file = directory / found.chunk_key(index)
         if file.is_file():
             chunks[index] = Extent(str(file), 0, file.stat().st_size)
-    return bare._replace(chunks=chunks)
+    return Grid(form, chunks)
 
 
 def joined(grid: Grid) -> bytes:
@@ -270,7 +270,7 @@ def test_any_grid(tmp_path: Path, data: st.DataObject) -> None:
 
 def one_chunk(data: bytes, compression: str, size: int) -> Grid:
     """A grid of bytes in one chunk."""
-    return Grid((Axis(size, size, size),), (0,), Encoding("|u1", compression), {(0,): data})
+    return Grid(Form((Axis(size, size, size),), (0,), Encoding("|u1", compression)), {(0,): data})
 
 
 def refused(grid: Grid, directory: Path) -> None:

@@ -153,7 +153,7 @@ def test_arrays_that_were_split_between_and_inside_of_rows(length: int, tmp_path
     rows, inside = (MSGPACK.open(tmp_path / name).tree[("a",)] for name in ("rows", "inside"))
     grid = rows.grid()
     assert grid is not None
-    assert grid.chunk_shape == (length, 6)
+    assert grid.form.chunk_shape == (length, 6)
     assert inside.grid() is None
     with limits(50, 1):
         expected = flax.serialization.msgpack_serialize({"a": array})

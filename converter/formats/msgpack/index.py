@@ -33,7 +33,7 @@ from converter.formats.msgpack.values import (
 from converter.formats.msgpack.wire import MAX_DEPTH, Family, Head, Reader
 from converter.formats.raw import raw_grid
 from converter.formats.t5x import SPEC_KEYS
-from converter.grid import Axis, Chunk, Encoding, Grid
+from converter.grid import Axis, Chunk, Encoding, Form, Grid
 from converter.paths import IndexKey, IntKey, Key, Path
 from converter.tree import Leaf, LeafKind, LeafSpec, Tree, empty_spec
 
@@ -247,7 +247,6 @@ class MappedLeaves:
     def __init__(self, file: FilePath, data: mmap.mmap) -> None:
         self._reader = Reader(file, data)
         self._file = os.path.abspath(file)
-        self._whole: dict[LeafSpec, Grid] = {}
         self._last = Extent(0, 0)  # shared by threads without a lock: at worst a page is given back late
 
     def tree(self, entries: list[tuple[Path, Entry]]) -> Tree:
@@ -261,7 +260,8 @@ class MappedLeaves:
         if entry.spec.kind not in (LeafKind.ARRAY, LeafKind.NUMPY_SCALAR):
             return None
         if len(entry.extents) == 1:
-            return self._unsplit(entry.spec, entry.extents[0])
+            (extent,) = entry.extents
+            return raw_grid(entry.spec, stored.Extent(self._file, extent.offset, extent.nbytes))
         shape = entry.spec.shape
         rows = max(shape[0], 1) if shape else 1
         length = _chunk_length(entry, rows)
@@ -276,15 +276,7 @@ class MappedLeaves:
             for start in range(0, extent.nbytes, length * row):
                 place = (len(chunks), *(0,) * (len(shape) - 1)) if shape else ()
                 chunks[place] = stored.Extent(self._file, extent.offset + start, length * row)
-        return Grid(tuple(axes), tuple(range(len(axes))), Encoding(zarr.type_string(entry.spec.dtype)), chunks)
-
-    def _unsplit(self, spec: LeafSpec, extent: Extent) -> Grid:
-        """How an array in one piece lies; but for where it begins, as all of its dtype and shape do."""
-        place = stored.Extent(self._file, extent.offset, extent.nbytes)
-        like = self._whole.get(spec)
-        if like is None:
-            like = self._whole[spec] = raw_grid(spec, place)
-        return Grid(like.axes, like.order, like.encoding, dict.fromkeys(like.chunks, place))
+        return Grid(Form(tuple(axes), tuple(range(len(axes))), Encoding(zarr.type_string(entry.spec.dtype))), chunks)
 
     def _fetch(self, path: Path, entry: Entry) -> Any:
         reader = self._reader

@@ -101,13 +101,12 @@ class ArrayStore:
           UnreadableCheckpoint: a chunk is missing that should be there.
         """
         array = self._arrays[entry.name]
-        axes = array.axes(saved.write_shape, saved.partition)
         chunks = self._chunks(entry, array)
-        made = Grid(axes, array.order, array.encoding, chunks, True, saved)
+        made = Grid(array.form(saved.write_shape, saved.partition), chunks, True, saved)
         if array.encoding.is_raw:
             self._check_lengths(entry, array, chunks)
         if (self._all_stored or array.stores_zeros) and len(chunks) != array.number:
-            lost = next(index for index in made.indices() if index not in chunks)
+            lost = next(index for index in made.form.indices() if index not in chunks)
             raise UnreadableCheckpoint(
                 f"{format_path(entry.path)}: its chunk {array.chunk_key(lost)} is missing in {self._directory}",
                 _DAMAGED,

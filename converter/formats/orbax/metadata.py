@@ -189,10 +189,10 @@ class SavedArray(NamedTuple):
     sharding: Mapping[str, Any] | None = None
 
     @property
-    def partition(self) -> Sequence[str | tuple[str, ...] | None]:
+    def partition(self) -> tuple[str | tuple[str, ...] | None, ...]:
         """The mesh axes of each axis of the array (a name, names, or None); there may be fewer than axes."""
         spec = self.sharding.get("partition_spec") if self.sharding else None
-        return [_mesh_axes(noted) for noted in spec] if isinstance(spec, list) else ()
+        return tuple(map(_mesh_axes, spec)) if isinstance(spec, list) else ()
 
 
 def _mesh_axes(noted: Any) -> str | tuple[str, ...] | None:

@@ -33,7 +33,7 @@ from converter.formats.orbax.metadata import SavedArray, key_prefix
 from converter.formats.orbax.surroundings import ALONE, Surroundings, mark
 from converter.formats.sharing import SharedFiles
 from converter.formats.streaming import ARRAYS, digest_function, in_turn, leaf_pieces, whole_or_nothing
-from converter.grid import Axis, Chunk, Encoding, Grid
+from converter.grid import Axis, Chunk, Encoding, Form, Grid
 from converter.paths import Path
 from converter.stored import Extent
 from converter.tree import KEY_WORDS, Leaf, LeafKind, LeafSpec, Tree
@@ -170,7 +170,7 @@ class _Save:
         self, path: Path, leaf: Leaf, pieces: Iterator[Any], sink: _Sink, version: str, like: SavedArray
     ) -> None:
         grid = _new_grid(leaf, sink.compress)
-        chunk, self.written.digests[path] = sink.put(pieces, math.prod(grid.shape) * _item_size(grid))
+        chunk, self.written.digests[path] = sink.put(pieces, math.prod(grid.form.shape) * _item_size(grid))
         described = Described(path, leaf.spec, grid, _saved(leaf.spec, like))
         self._add(described, version, {(0,) * len(grid.axes): chunk})
         self.written.streamed += leaf.spec.nbytes
@@ -180,7 +180,7 @@ class _Save:
         """The values of an array: its metadata and its chunks."""
         assert leaf.grid is not None
         prefix = key_prefix(leaf.name)
-        text = zarr.metadata(leaf.grid, version)
+        text = zarr.metadata(leaf.grid.form, version)
         self.values[f"{prefix}{zarr.METADATA_KEYS[version]}".encode()] = text
         array = zarr.parse(text)
         for index, chunk in chunks.items():
@@ -295,7 +295,7 @@ def _new_grid(leaf: Leaf, compress: bool) -> Grid:
     encoding = Encoding(dtype, "zstd", "zarr2", _ZSTD) if compress else Encoding(dtype)
     axes = tuple(Axis(size, max(size, 1), size) for size in shape)
     chunks: dict[tuple[int, ...], Chunk] = {(0,) * len(axes): b""}
-    return Grid(axes, tuple(range(len(axes))), encoding, chunks)
+    return Grid(Form(axes, tuple(range(len(axes))), encoding), chunks)
 
 
 def _item_size(grid: Grid) -> int:

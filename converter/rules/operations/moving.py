@@ -238,7 +238,7 @@ class Reshape(Harmless):
 
     def regrid(self, grids: Sequence[Grid], specs: Specs) -> list[Grid] | None:
         pairs = zip(grids, specs, strict=True)
-        return _all(reshaped(grid, (*self.after, *grid.shape[len(spec.shape) :])) for grid, spec in pairs)
+        return _all(reshaped(grid, (*self.after, *grid.form.shape[len(spec.shape) :])) for grid, spec in pairs)
 
     def inverse(self) -> Operation:
         return Reshape(self.after, self.before)

@@ -71,7 +71,7 @@ class Rearrange(Harmless):
     def _regridded(self, grid: Grid, spec: LeafSpec) -> Grid | None:
         lengths = self._lengths(spec)
         before, after = _flat(self.before), _flat(self.after)
-        words = grid.shape[len(spec.shape) :]
+        words = grid.form.shape[len(spec.shape) :]
         made = reshaped(grid, (*(lengths[axis] for axis in before), *words)) if before != after else grid
         if before != after and made is not None:
             rest = range(len(before), len(before) + len(words))
