@@ -23,7 +23,7 @@ from converter.paths import Path, format_path
 from converter.planning.plan import Step
 from converter.pytrees import live_spec
 from converter.training_state import Held, Part, Slot, TrainingState
-from converter.tree import Leaf, LeafKind, nest
+from converter.tree import LazyLeaf, Leaf, LeafKind, nest
 
 if TYPE_CHECKING:
     from flax import nnx
@@ -70,12 +70,12 @@ def lift_linen(variables: Mapping[str, Any]) -> Lifted:
 
 
 def _held(path: Path, value: Any) -> Held:
-    return Held(path, Leaf(live_spec(value), lambda: value))
+    return Held(path, LazyLeaf(live_spec(value), lambda: value))
 
 
 def linen_variables(steps: Iterable[Step]) -> dict[str, Any]:
     """The nested dict of collections that the steps of a plan (to Linen variables) make."""
-    nested: dict[str, Any] = nest((step.target, step.value()) for step in steps)
+    nested: dict[str, Any] = nest((step.target, step.fetch()) for step in steps)
     return nested
 
 
@@ -89,7 +89,7 @@ def nnx_state(steps: Iterable[Step], model: Model) -> nnx.State:
     import jax
     from flax import nnx
 
-    values = {step.target: step.value() for step in steps}
+    values = {step.target: step.fetch() for step in steps}
     filled = []
     for keys, leaf in nnx.to_flat_state(nnx.state(model.module)):
         held = raw_value(leaf)

@@ -12,7 +12,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, ValuesView
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from converter.dtypes import is_common_dtype, item_size, numpy_dtype
 from converter.errors import UnsupportedCheckpoint, UsageError
@@ -127,22 +127,37 @@ def parse_array_spec(text: str) -> LeafSpec:
     return array_spec(dtype, (int(n) for n in match["shape"].split(",") if n.strip()))
 
 
+class Leaf(Protocol):
+    """One value of a checkpoint: what it is, and how to get it."""
+
+    @property
+    def spec(self) -> LeafSpec:
+        """What it is."""
+
+    def fetch(self) -> Any:
+        """Reads the value.
+
+        Returns: a NumPy array (for PRNG keys the uint32 key data, whose last axis holds the words), the Python value
+          itself for scalars and text, ``None`` for an empty leaf. Live objects hand out their own arrays.
+        """
+
+    def grid(self) -> Grid | None:
+        """How the array lies on disk, where it does and somebody can use that.
+
+        The grid of a PRNG key has an axis for its words.
+        """
+
+
 def _nowhere() -> None:
     """The grid of a leaf that lies nowhere on disk."""
 
 
-class Leaf(NamedTuple):
-    """One value of a checkpoint: what it is, and how to get it.
-
-    ``fetch`` reads the value when called: a NumPy array (for PRNG keys the uint32 key data, whose last axis holds the
-    words), the Python value itself for scalars and text, ``None`` for an empty leaf. Trees built from live objects hand
-    out the objects' own arrays.
-    """
+class LazyLeaf(NamedTuple):
+    """A leaf that is made of functions."""
 
     spec: LeafSpec
     fetch: Callable[[], Any]
     grid: Callable[[], Grid | None] = _nowhere
-    """How the array lies on disk, where it does and somebody can use that. A PRNG key's has an axis for its words."""
 
 
 class Tree(Mapping[Path, Leaf]):

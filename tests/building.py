@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from converter.paths import IndexKey, IntKey, Path, PathGlob, format_path, parse_path
-from converter.tree import Leaf, LeafKind, LeafSpec, Tree, array_spec, empty_spec
+from converter.tree import LazyLeaf, Leaf, LeafKind, LeafSpec, Tree, array_spec, empty_spec
 
 ZERO = np.zeros((), np.float32)
 """Stands for any leaf where only its path matters."""
@@ -30,15 +30,15 @@ def prng_key(seed: int = 0) -> PrngKey:
 def leaf_of(value: Any) -> Leaf:
     """The leaf of an array, a Python value, a ``PrngKey`` or an empty container."""
     if isinstance(value, PrngKey):
-        return Leaf(LeafSpec(LeafKind.KEY, value.implementation, value.words.shape[:-1]), lambda: value.words)
+        return LazyLeaf(LeafSpec(LeafKind.KEY, value.implementation, value.words.shape[:-1]), lambda: value.words)
     if isinstance(value, bool | int | float | complex):
-        return Leaf(LeafSpec(LeafKind.SCALAR, type(value).__name__), lambda: value)
+        return LazyLeaf(LeafSpec(LeafKind.SCALAR, type(value).__name__), lambda: value)
     if isinstance(value, str | bytes):
-        return Leaf(LeafSpec(LeafKind.TEXT, type(value).__name__), lambda: value)
+        return LazyLeaf(LeafSpec(LeafKind.TEXT, type(value).__name__), lambda: value)
     if hasattr(value, "dtype"):
-        return Leaf(array_spec(value.dtype.name, value.shape), lambda: value)
+        return LazyLeaf(array_spec(value.dtype.name, value.shape), lambda: value)
     container = "none" if value is None else {dict: "dict", list: "list", tuple: "tuple"}.get(type(value), "node")
-    return Leaf(empty_spec(container), lambda: None)
+    return LazyLeaf(empty_spec(container), lambda: None)
 
 
 def tree_of(nested: Any) -> Tree:

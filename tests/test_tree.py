@@ -17,7 +17,7 @@ from converter.errors import UnsupportedCheckpoint, UsageError
 from converter.paths import IndexKey, IntKey, Path, PathGlob, format_path, parse_path, path_order
 from converter.tree import (
     KEY_WORDS,
-    Leaf,
+    LazyLeaf,
     LeafKind,
     LeafSpec,
     Tree,
@@ -371,7 +371,7 @@ def test_a_tree_keeps_its_order_and_reads_nothing():
         raise AssertionError("a leaf was fetched")
 
     wanted = [("b", "a"), ("a",), ("b", "0")]
-    tree = Tree((path, Leaf(array_spec("float32", (2, 3)), unread)) for path in wanted)
+    tree = Tree((path, LazyLeaf(array_spec("float32", (2, 3)), unread)) for path in wanted)
     assert list(tree) == wanted
     assert len(tree) == 3
     assert tree.nbytes == 3 * 24

@@ -203,7 +203,7 @@ def _as_nnx(dialect: Dialect, tree: Tree, variables: set[Path]) -> tuple[dict[Pl
     request = Request(to="nnx", keep=(PathGlob("**"),), fill_random_state=False, fill_from_model=False, target=_NEUTRAL)
     plan = plan_state(dialect, lifted, request)
     steps = {step.target: step for step in plan.steps if step.sources and step.spec.kind is not LeafKind.EMPTY}
-    made = _NEUTRAL.lift(Tree((path, step.leaf()) for path, step in steps.items()))
+    made = _NEUTRAL.lift(Tree((path, step) for path, step in steps.items()))
     sides = []
     used: set[Path] = set()
     for slot, held in _held(made):

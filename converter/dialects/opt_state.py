@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 
 from converter.paths import IndexKey, Path
-from converter.tree import Leaf, empty_spec
+from converter.tree import LazyLeaf, empty_spec
 
 STEP, OPT_STATE = "step", "opt_state"
 """Where a train state and an ``nnx.Optimizer`` alike keep their counter and their optax state."""
@@ -20,7 +20,7 @@ MIRROR_FIELDS = frozenset(
 )
 """Fields of optax's states that hold one value per parameter: used only where the parameters are not at hand."""
 
-EMPTY_NODE = Leaf(empty_spec("node"), lambda: None)
+EMPTY_NODE = LazyLeaf(empty_spec("node"), lambda: None)
 """An optax state without arrays, or the place of a masked-out parameter."""
 
 

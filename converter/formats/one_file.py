@@ -141,8 +141,8 @@ def _jobs(items: Iterable[tuple[Path, bytes | Leaf]], framing: Framing, spell: S
         if jobs[-1].size >= BUFFER_SIZE:
             jobs.append(_Job(jobs[-1].offset + jobs[-1].size))
         job = jobs[-1]
-        job.leaves += isinstance(item, Leaf)
-        if isinstance(item, Leaf) and item.spec.kind in ARRAYS:
+        job.leaves += not isinstance(item, bytes)
+        if not isinstance(item, bytes) and item.spec.kind in ARRAYS:
             job.parts.append((path, item))
             job.size += sum(part if isinstance(part, int) else len(part) for part in framing(item.spec))
         else:

@@ -8,7 +8,7 @@ from typing import Any
 from converter.formats import decoding, zarr
 from converter.grid import Axis, Encoding, Form, Grid, Index
 from converter.stored import Extent
-from converter.tree import Leaf, LeafKind, LeafSpec
+from converter.tree import LazyLeaf, Leaf, LeafKind, LeafSpec
 
 
 def raw_leaf(spec: LeafSpec, extent: Extent, *, dtype: str = "", fortran: bool = False) -> Leaf:
@@ -21,7 +21,7 @@ def raw_leaf(spec: LeafSpec, extent: Extent, *, dtype: str = "", fortran: bool =
     """
     grid = functools.partial(raw_grid, spec, extent, dtype, fortran=fortran)
     fetch = functools.partial(_fetch, spec, grid)
-    return Leaf(spec, fetch) if spec.kind is LeafKind.SCALAR else Leaf(spec, fetch, grid)
+    return LazyLeaf(spec, fetch) if spec.kind is LeafKind.SCALAR else LazyLeaf(spec, fetch, grid)
 
 
 def raw_grid(spec: LeafSpec, extent: Extent, dtype: str = "", *, fortran: bool = False) -> Grid:

@@ -9,7 +9,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from converter import scratch
 from converter.dialects.dialect import FRAMEWORK_NAMES, Dialect, Ignored
@@ -21,15 +21,14 @@ from converter.paths import Path, format_path
 from converter.planning.wording import count, demand, section, several, size_text
 from converter.rules.operations import REWRAP, Fill, Operation
 from converter.training_state import Held
-from converter.tree import Leaf, LeafKind, LeafSpec, Tree
+from converter.tree import LeafKind, LeafSpec, Tree
 
 
 class Transfer:
     """An operation with the source leaves that go in, in its order; none where values are filled in.
 
     ``confidence`` says how sure the correspondence is where it was read off the computation (``exact``, ``traced`` …).
-    Its results are made together and handed out one by one: whoever takes them in order reads every source once. What
-    only gets another name has one result, which is nothing to keep.
+    Its results are made together and handed out one by one: whoever takes them in order reads every source once.
     """
 
     __slots__ = ("_grids", "_lock", "_made", "_specs", "confidence", "operation", "sources")
@@ -39,10 +38,10 @@ class Transfer:
         self.sources = tuple(sources)
         self.confidence = ""
         self._specs: tuple[LeafSpec, ...] | None = None
-        self._made: dict[int, Any] = {}
-        is_rename = operation is REWRAP and len(self.sources) == 1
-        self._lock = None if is_rename else threading.Lock()  # several threads may take results
-        self._grids: list[Grid] | Literal[False] | None = False
+        self._made: dict[int, Any] | None = None
+        # Several threads may take results. What only gets another name is its own result.
+        self._lock = None if operation is REWRAP else threading.Lock()
+        self._grids: Sequence[Grid | None] | None = None
 
     @property
     def specs(self) -> tuple[LeafSpec, ...]:
@@ -61,19 +60,25 @@ class Transfer:
 
     def grid(self, output: int) -> Grid | None:
         """How a result lies on disk while its bytes are still those of the sources; None where they have to be made."""
-        if self._grids is False:
-            known = [grid for held in self.sources if (grid := held.leaf.grid()) is not None]
-            complete = bool(known) and len(known) == len(self.sources)
-            # A PRNG key and its words are told apart by the spec; no operation but renaming makes one of the other.
-            self._grids = self.operation.regrid(known, self._source_specs) if complete else None
-        return self._grids[output] if self._grids else None
+        if self._grids is None:
+            grids = [held.leaf.grid() for held in self.sources]
+            self._grids = grids if self._lock is None else self._regridded(grids)
+        return self._grids[output]
+
+    def _regridded(self, grids: Sequence[Grid | None]) -> Sequence[Grid | None]:
+        known = [grid for grid in grids if grid is not None]
+        complete = bool(known) and len(known) == len(grids)
+        # A PRNG key and its words are told apart by the spec; no operation but renaming makes one of the other.
+        made = self.operation.regrid(known, self._source_specs) if complete else None
+        return made if made is not None else [None] * len(self.specs)
 
     def take(self, output: int) -> Any:
         """One of the results."""
         if self._lock is None:
-            return self._results()[output]
+            with self._in_bounds():
+                return self.sources[output].leaf.fetch()
         with self._lock:
-            if output not in self._made:
+            if self._made is None or output not in self._made:
                 self._made = dict(enumerate(self._results()))
             return self._made.pop(output)
 
@@ -99,18 +104,23 @@ class Transfer:
         return several([held.source for held in self.sources])
 
 
-class Step(NamedTuple):
-    """One target leaf and what makes it.
+class Step:
+    """One target leaf and what makes it; nothing is read before it is fetched.
 
     Attributes:
       target: its path in the destination, wrappers included.
       transfer: what is done to which sources; for most steps nothing but giving one another name.
       output: which of the results of the transfer it is.
+      spec: what it is.
     """
 
-    target: Path
-    transfer: Transfer
-    output: int = 0
+    __slots__ = ("output", "spec", "target", "transfer")
+
+    def __init__(self, target: Path, transfer: Transfer, output: int = 0) -> None:
+        self.target = target
+        self.transfer = transfer
+        self.output = output
+        self.spec = transfer.specs[output]
 
     @property
     def operation(self) -> Operation:
@@ -120,17 +130,9 @@ class Step(NamedTuple):
     def sources(self) -> tuple[Held, ...]:
         return self.transfer.sources
 
-    @property
-    def spec(self) -> LeafSpec:
-        return self.transfer.specs[self.output]
-
-    def value(self) -> Any:
+    def fetch(self) -> Any:
         """Reads the sources and applies the operation."""
         return self.transfer.take(self.output)
-
-    def leaf(self) -> Leaf:
-        """The target leaf; nothing is read before it is fetched."""
-        return Leaf(self.spec, self.value, self.grid)
 
     def grid(self) -> Grid | None:
         """How it lies on disk already, if it does."""
@@ -207,7 +209,7 @@ class Plan:
 
     def tree(self) -> Tree:
         """The target tree; each of its leaves is computed when it is fetched."""
-        return Tree((step.target, step.leaf()) for step in self.steps)
+        return Tree((step.target, step) for step in self.steps)
 
     @property
     def headline(self) -> str:

@@ -17,7 +17,7 @@ from converter.proof.values import is_inexact
 from converter.pytrees import named_leaves
 from converter.rules.link import Name
 from converter.training_state import PARAMS, RNG_COLLECTIONS, Held, Part, Slot, TrainingState
-from converter.tree import KEY_WORDS, Leaf, LeafKind, nest
+from converter.tree import KEY_WORDS, LazyLeaf, LeafKind, nest
 
 Values = Mapping[Name, Any]
 
@@ -201,4 +201,4 @@ def _zeros(variable: ModelVariable) -> Held:
             return np.zeros((*spec.shape, KEY_WORDS[spec.dtype]), np.uint32)
         return np.zeros(spec.shape, numpy_dtype(spec.dtype))
 
-    return Held(variable.path, Leaf(spec, make))
+    return Held(variable.path, LazyLeaf(spec, make))

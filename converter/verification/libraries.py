@@ -77,7 +77,7 @@ def _difference(step: Step, found: Any) -> tuple[str, str] | None:
 
         dtypes = jax.dtypes
         found = jax.random.key_data(found) if dtypes.issubdtype(found.dtype, dtypes.prng_key) else found
-    value = step.value()
+    value = step.fetch()
     if not hasattr(value, "dtype") and hasattr(found, "item") and not getattr(found, "shape", ()):
         found = type(value)(found.item())
     return value_difference(value, found)

@@ -121,12 +121,12 @@ def compare_values(
 ChunkPairs = list[tuple[Chunk | None, Chunk | None]]
 
 
-def chunk_pairs(step: Step | Leaf, found: Leaf) -> ChunkPairs | None:
+def chunk_pairs(expected: Leaf, found: Leaf) -> ChunkPairs | None:
     """The chunks of both, one beside the other, where equal chunks mean equal arrays."""
-    spec = step.spec
+    spec = expected.spec
     if spec.kind not in ARRAYS or not same_spec(spec, found.spec):
         return None
-    source, target = step.grid(), found.grid()
+    source, target = expected.grid(), found.grid()
     if source is None or target is None or not _same_form(source.form, target.form):
         return None
     stored = {**source.chunks, **target.chunks}  # what neither has is the same in both
@@ -175,7 +175,7 @@ def same_chunks(pairs: ChunkPairs) -> bool:
 def _proof(step: Step, found: Leaf, pairs: ChunkPairs | None, written: int | None) -> Outcome:
     """How a leaf is known to be what it should be, or how it differs, as (expected, found)."""
     if step.spec.kind not in ARRAYS or not same_spec(step.spec, found.spec):
-        return value_difference(step.value(), found.fetch()) or Proof.VALUES
+        return value_difference(step.fetch(), found.fetch()) or Proof.VALUES
     if pairs is not None:
         if same_chunks(pairs):
             return Proof.BYTES
@@ -183,7 +183,7 @@ def _proof(step: Step, found: Leaf, pairs: ChunkPairs | None, written: int | Non
         return Proof.DIGEST
     elif _same_pieces(step, found):
         return Proof.VALUES
-    return value_difference(step.value(), found.fetch()) or Proof.VALUES
+    return value_difference(step.fetch(), found.fetch()) or Proof.VALUES
 
 
 @functools.lru_cache(maxsize=4096)
@@ -226,7 +226,7 @@ class FileNames:
 
 def _same_pieces(step: Step, found: Leaf) -> bool:
     """Whether two arrays have the same bytes, piece by piece."""
-    left = leaf_pieces(step.target, step.leaf())
+    left = leaf_pieces(step.target, step)
     right = leaf_pieces(step.target, found)
     return all(bytes(a) == bytes(b) for a, b in aligned(left, right))
 

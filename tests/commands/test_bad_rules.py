@@ -13,7 +13,7 @@ import pytest
 from flax import serialization
 
 from converter.formats import open_checkpoint
-from converter.tree import Leaf, Tree
+from converter.tree import LazyLeaf, Tree
 
 ODD = Path(__file__).parent / "odd_models.py"
 
@@ -215,7 +215,7 @@ def test_a_dry_run_reads_no_array(
 
     def opened(*arguments: Any, **options: Any) -> Any:
         checkpoint = open_checkpoint(*arguments, **options)
-        sealed = Tree((path, Leaf(leaf.spec, read, leaf.grid)) for path, leaf in checkpoint.tree.items())
+        sealed = Tree((path, LazyLeaf(leaf.spec, read, leaf.grid)) for path, leaf in checkpoint.tree.items())
         return dataclasses.replace(checkpoint, tree=sealed)
 
     for options in (("--nnx-model", f"{unlike}:nnx_recurrent"), rules('default = "auto"\n')):

@@ -11,20 +11,20 @@ from hypothesis import strategies as st
 from converter.dialects import readings
 from converter.dialects.items import MODELS, OPTIMIZERS, join
 from converter.paths import IndexKey, format_path
-from converter.tree import Leaf, LeafKind, LeafSpec, Tree, array_spec
+from converter.tree import LazyLeaf, Leaf, LeafKind, LeafSpec, Tree, array_spec
 
 
 def leaf(*shape: int) -> Leaf:
-    return Leaf(array_spec("float32", shape), lambda: None)
+    return LazyLeaf(array_spec("float32", shape), lambda: None)
 
 
-NUMBER = Leaf(LeafSpec(LeafKind.SCALAR, "int"), lambda: 3)
-TEXT = Leaf(LeafSpec(LeafKind.TEXT, "str"), lambda: "a")
+NUMBER = LazyLeaf(LeafSpec(LeafKind.SCALAR, "int"), lambda: 3)
+TEXT = LazyLeaf(LeafSpec(LeafKind.TEXT, "str"), lambda: "a")
 
 
 def tree(nested: Any) -> Tree:
     def walk(node: Any, path: tuple[Any, ...]) -> Any:
-        if isinstance(node, Leaf):
+        if isinstance(node, LazyLeaf):
             yield path, node
             return
         pairs = node.items() if isinstance(node, dict) else ((IndexKey(at), each) for at, each in enumerate(node))

@@ -36,7 +36,7 @@ from converter.formats.msgpack import MsgpackFormat, writer
 from converter.formats.msgpack.values import CHUNKED_ARRAY
 from converter.formats.msgpack.wire import MAX_DEPTH
 from converter.paths import IndexKey, IntKey, Key, Path, format_path
-from converter.tree import Leaf, LeafKind, LeafSpec, Tree, array_spec, empty_spec, nest
+from converter.tree import LazyLeaf, Leaf, LeafKind, LeafSpec, Tree, array_spec, empty_spec, nest
 
 ROOT = FilePath(__file__).resolve().parents[2]
 CORPUS = ROOT.parent / "shared" / "corpus"
@@ -76,7 +76,7 @@ def flatten(nested: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
 
 
 def tree_of(nested: Any) -> Tree:
-    return Tree((path, Leaf(spec_of(value), lambda value=value: value)) for path, value in flatten(nested))
+    return Tree((path, LazyLeaf(spec_of(value), lambda value=value: value)) for path, value in flatten(nested))
 
 
 def ignore_progress(nbytes: int, leaves: int) -> None:
@@ -582,11 +582,11 @@ def test_text_that_is_not_utf_8_is_found_when_it_is_read(tmp_path: FilePath) -> 
 
 def test_the_deepest_tree(tmp_path: FilePath) -> None:
     path = ("a",) * MAX_DEPTH
-    data = written(Tree([(path, Leaf(LeafSpec(LeafKind.SCALAR, "int"), lambda: 5))]), tmp_path)
+    data = written(Tree([(path, LazyLeaf(LeafSpec(LeafKind.SCALAR, "int"), lambda: 5))]), tmp_path)
     assert list(opened(data, tmp_path)) == [path]
     msgpack_restore(data)
     with pytest.raises(UnsupportedCheckpoint, match="more than 512 containers"):
-        written(Tree([((*path, "a"), Leaf(empty_spec("none"), lambda: None))]), tmp_path)
+        written(Tree([((*path, "a"), LazyLeaf(empty_spec("none"), lambda: None))]), tmp_path)
 
 
 def sample() -> bytes:
@@ -634,7 +634,7 @@ def test_noise_is_survived(tmp_path: FilePath, noise: bytes, position: int, remo
 
 
 def leaf_of(spec: LeafSpec, value: Any = None) -> Leaf:
-    return Leaf(spec, lambda: value)
+    return LazyLeaf(spec, lambda: value)
 
 
 def test_empty_containers_and_the_kinds_of_keys(tmp_path: FilePath) -> None:
@@ -758,7 +758,7 @@ def test_failures_of_the_source_pass_through(tmp_path: FilePath, error: BaseExce
         raise error
 
     with pytest.raises(type(error)):
-        written(Tree([(("a",), leaf_of(spec_of(1), 1)), (("b",), Leaf(array_spec("int8"), fail))]), tmp_path)
+        written(Tree([(("a",), leaf_of(spec_of(1), 1)), (("b",), LazyLeaf(array_spec("int8"), fail))]), tmp_path)
     assert not list(tmp_path.iterdir())
 
 

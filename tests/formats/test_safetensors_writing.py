@@ -25,7 +25,7 @@ from converter.formats import FORMATS, one_file, open_checkpoint
 from converter.formats.checkpoint import PLAIN, Strategy, Writing
 from converter.formats.safetensors.header import spell_header
 from converter.paths import IndexKey, IntKey, Path
-from converter.tree import Leaf, LeafKind, LeafSpec, Tree
+from converter.tree import LazyLeaf, LeafKind, LeafSpec, Tree
 from tests.building import PrngKey, prng_key, tree_of
 from tests.formats.odd_paths import PATHS, tree_at
 
@@ -214,7 +214,7 @@ def test_python_numbers_come_back(value: Any, tmp_path: FilePath) -> None:
 
 def test_numpy_scalars_come_back(tmp_path: FilePath) -> None:
     spec = LeafSpec(LeafKind.NUMPY_SCALAR, "bfloat16")
-    SAFETENSORS.write(Tree([(("a",), Leaf(spec, lambda: ml_dtypes.bfloat16(1.5)))]), tmp_path / "a", quiet)
+    SAFETENSORS.write(Tree([(("a",), LazyLeaf(spec, lambda: ml_dtypes.bfloat16(1.5)))]), tmp_path / "a", quiet)
     leaf = open_checkpoint(tmp_path / "a").tree[("a",)]
     assert leaf.spec == spec
     assert leaf.fetch() == 1.5

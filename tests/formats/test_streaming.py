@@ -26,7 +26,7 @@ from converter.formats.streaming import (
     of_the_source,
     whole_or_nothing,
 )
-from converter.tree import Leaf, LeafKind, LeafSpec, array_spec
+from converter.tree import LazyLeaf, Leaf, LeafKind, LeafSpec, array_spec
 
 
 def readers() -> list[threading.Thread]:
@@ -111,7 +111,7 @@ def test_two_at_a_time() -> None:
 
 # Leaves --------------------------------------------------------------------------------------------------------------
 
-NOTHING = Leaf(array_spec("uint8", (0,)), lambda: None)
+NOTHING = LazyLeaf(array_spec("uint8", (0,)), lambda: None)
 
 
 @given(st.lists(st.lists(st.binary(max_size=5), max_size=4), max_size=30), st.integers(1, 40), st.integers(1, 10))

@@ -215,8 +215,8 @@ def test_steps_are_counted_as_the_framework_does(value: Any, to: str, spec: str,
         nested = {"model": {"up": DENSE}, "optimizer": {"step": value, "opt_state": {}}}
     (step,) = [step for step in planned(nested, to).steps if "step" in step.target]
     assert (str(step.spec), step.operation.name) == (spec, operation)
-    np.testing.assert_array_equal(step.value(), value)
-    assert str(step.value().dtype) == spec.partition("[")[0]
+    np.testing.assert_array_equal(step.fetch(), value)
+    assert str(step.fetch().dtype) == spec.partition("[")[0]
 
 
 def test_everything_but_steps_is_handed_on_as_it_is():
@@ -226,5 +226,5 @@ def test_everything_but_steps_is_handed_on_as_it_is():
         (held,) = step.sources
         if format_path(held.source) != "step":
             assert step.operation.name == ""
-            assert step.value() is held.leaf.fetch()
+            assert step.fetch() is held.leaf.fetch()
             assert step.spec == held.leaf.spec

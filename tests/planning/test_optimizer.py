@@ -239,7 +239,7 @@ def test_positions_in_front_are_filled():
     plan = converted(bundle(tx))
     empty = {format_path(s.target): s.operation.name for s in plan.steps if s.spec.kind is LeafKind.EMPTY}
     assert empty == dict.fromkeys(["opt_state/0", "opt_state/1"], "a member of the optimizer state without arrays")
-    assert all(step.value() is None for step in plan.steps if step.spec.kind is LeafKind.EMPTY)
+    assert all(step.fetch() is None for step in plan.steps if step.spec.kind is LeafKind.EMPTY)
     assert plan.filled == ()
 
 

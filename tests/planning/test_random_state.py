@@ -50,12 +50,12 @@ def test_random_state_is_the_one_a_new_model_starts_from():
     }
     assert len(plan.filled) == 4
     for step in plan.filled:
-        np.testing.assert_array_equal(step.value(), fresh[step.target].fetch())
+        np.testing.assert_array_equal(step.fetch(), fresh[step.target].fetch())
         assert step.operation.name == "the model's own initial random state"
 
 
 def test_each_stream_has_its_own_key():
-    keys = [step.value() for step in planned(nnx_model_from_factory(small)).filled if step.spec.kind is LeafKind.KEY]
+    keys = [step.fetch() for step in planned(nnx_model_from_factory(small)).filled if step.spec.kind is LeafKind.KEY]
     assert len(keys) == 2
     assert keys[0].tolist() != keys[1].tolist()
     assert all((key.dtype, key.shape) == (np.uint32, (2,)) for key in keys)
@@ -65,14 +65,14 @@ def test_a_factory_that_asks_for_rngs_gets_them():
     plan = planned(nnx_model_from_factory(Net))
     fresh = saved_nnx(nnx.state(Net(nnx.Rngs(0))))
     for step in plan.filled:
-        np.testing.assert_array_equal(step.value(), fresh[step.target].fetch())
+        np.testing.assert_array_equal(step.fetch(), fresh[step.target].fetch())
 
 
 def test_a_module_gives_the_state_that_it_is_in():
     module = small()
     module.train()
     module.dropouts[0](jnp.ones(3))
-    values = {format_path(step.target): step.value() for step in planned(nnx_model(module)).filled}
+    values = {format_path(step.target): step.fetch() for step in planned(nnx_model(module)).filled}
     assert values["dropouts/0/rngs/count/value"] == 1
     assert values["dropouts/1/rngs/count/value"] == 0
     np.testing.assert_array_equal(values["dropouts/1/rngs/key/value"], words(module.dropouts[1].rngs.key[...]))
@@ -85,7 +85,7 @@ def test_parameters_are_not_made():
     tree = tree_of({"params": {"up": {"kernel": kernel, "bias": bias}}})
     plan = make_plan(tree, Request("nnx", nnx_model=huge))
     assert plan.problems == ()
-    assert sorted(step.value().size for step in plan.filled) == [1, 1, 2, 2]
+    assert sorted(step.fetch().size for step in plan.filled) == [1, 1, 2, 2]
 
 
 def test_random_state_can_be_left_to_the_model():

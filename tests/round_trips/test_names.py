@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from converter.errors import UnreadableCheckpoint, UnsupportedCheckpoint
 from converter.formats import FORMATS
 from converter.paths import format_path
-from converter.tree import Leaf, LeafKind, LeafSpec, Tree, array_spec
+from converter.tree import LazyLeaf, Leaf, LeafKind, LeafSpec, Tree, array_spec
 
 from . import support
 
@@ -84,8 +84,8 @@ def trees(draw: st.DrawFn) -> Tree:
 
 def _leaf(number: int, is_text: bool) -> Leaf:
     if is_text:
-        return Leaf(LeafSpec(LeafKind.TEXT, "str"), lambda: f"text {number}")
-    return Leaf(array_spec("int32", (2, 150)), lambda: np.full((2, 150), number, np.int32))
+        return LazyLeaf(LeafSpec(LeafKind.TEXT, "str"), lambda: f"text {number}")
+    return LazyLeaf(array_spec("int32", (2, 150)), lambda: np.full((2, 150), number, np.int32))
 
 
 def values(tree: Tree) -> dict[tuple[str, ...], Any]:

@@ -18,7 +18,7 @@ from converter.formats import FORMATS, open_checkpoint
 from converter.formats.checkpoint import PLAIN, Strategy, Writing, Written
 from converter.formats.ocdbt import read_database, write_database
 from converter.stored import Extent
-from converter.tree import Leaf, LeafKind, Tree, array_spec
+from converter.tree import LazyLeaf, Leaf, LeafKind, Tree, array_spec
 from fixtures import make
 
 from . import support
@@ -223,7 +223,7 @@ def test_what_is_not_asked_for_stays_behind_with_copy(tmp_path: Path) -> None:
     """With links the whole file stays, of which the report tells."""
     generator = np.random.default_rng(0)
     values = {name: generator.standard_normal(20_000) for name in ("kept", "left")}
-    held = [((name,), Leaf(array_spec("float64", (20_000,)), partial(values.get, name))) for name in values]
+    held = [((name,), LazyLeaf(array_spec("float64", (20_000,)), partial(values.get, name))) for name in values]
     write(Tree(held), tmp_path / "source")
     assert len(list((tmp_path / "source" / "d").iterdir())) == 2  # one of them with the index
     tree = ORBAX.open(tmp_path / "source").tree
@@ -245,7 +245,7 @@ def test_strategies_are_what_is_done(tmp_path: Path) -> None:
 
 def test_bare_elements_that_are_too_few_are_not_linked_to(tmp_path: Path) -> None:
     """Nobody would read them on the way."""
-    write(Tree([(("a",), Leaf(array_spec("int8", (4000,)), lambda: np.ones(4000, np.int8)))]), tmp_path / "source")
+    write(Tree([(("a",), LazyLeaf(array_spec("int8", (4000,)), lambda: np.ones(4000, np.int8)))]), tmp_path / "source")
     values = dict(read_database(tmp_path / "source"))
     chunk = values[b"a/0"]
     assert isinstance(chunk, Extent)

@@ -29,7 +29,7 @@ from converter.rules.operations import (
     parse_rearrange,
 )
 from converter.training_state import Held
-from converter.tree import Leaf, Tree
+from converter.tree import LazyLeaf, Tree
 
 from . import support
 
@@ -169,7 +169,7 @@ def applied(tree: Tree, case: Case) -> list[Any]:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_bytes_stay_where_they_can(layout: str, saved: Path) -> None:
     steps = steps_of(ORBAX.open(saved / layout).tree, CASES)
-    found = ORBAX.strategies(Tree((step.target, step.leaf()) for step in steps), PLAIN)
+    found = ORBAX.strategies(Tree((step.target, step) for step in steps), PLAIN)
     wrong = []
     for number, case in enumerate(CASES):
         expected = Strategy.RELINK if layout in case.stays else Strategy.STREAM
@@ -183,7 +183,7 @@ def test_orbax_reads_the_values(layout: str, saved: Path, tmp_path: Path) -> Non
     tree = ORBAX.open(saved / layout).tree
     steps = steps_of(tree, CASES)
     before = support.snapshot(saved)
-    written = ORBAX.write(Tree((s.target, s.leaf()) for s in steps), tmp_path / "out", lambda *_: None)
+    written = ORBAX.write(Tree((s.target, s) for s in steps), tmp_path / "out", lambda *_: None)
     assert support.snapshot(saved) == before
     assert written.linked
     again, restored = ORBAX.open(tmp_path / "out").tree, support.read(tmp_path / "out")
@@ -193,7 +193,7 @@ def test_orbax_reads_the_values(layout: str, saved: Path, tmp_path: Path) -> Non
             path = (str(number), f"r{output}")
             leaf = again[path]
             assert np.asarray(leaf.fetch()).tobytes() == np.ascontiguousarray(value).tobytes(), case
-            expected["/".join(path)] = support.read_ourselves({path: Leaf(leaf.spec, lambda value=value: value)})[
+            expected["/".join(path)] = support.read_ourselves({path: LazyLeaf(leaf.spec, lambda value=value: value)})[
                 "/".join(path)
             ]
     support.assert_equal(restored, expected)

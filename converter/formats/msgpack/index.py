@@ -6,13 +6,12 @@ so that no nesting, however deep, meets Python's recursion limit.
 
 from __future__ import annotations
 
-import functools
 import math
 import mmap
 import os
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from converter import scratch, stored
 from converter.dtypes import numpy_dtype
@@ -35,7 +34,7 @@ from converter.formats.raw import raw_grid
 from converter.formats.t5x import SPEC_KEYS
 from converter.grid import Axis, Chunk, Encoding, Form, Grid
 from converter.paths import IndexKey, IntKey, Key, Path
-from converter.tree import Leaf, LeafKind, LeafSpec, Tree, empty_spec
+from converter.tree import LeafKind, LeafSpec, Tree, empty_spec
 
 if TYPE_CHECKING:
     import numpy as np
@@ -250,12 +249,9 @@ class MappedLeaves:
         self._last = Extent(0, 0)  # shared by threads without a lock: at worst a page is given back late
 
     def tree(self, entries: list[tuple[Path, Entry]]) -> Tree:
-        return Tree(
-            (path, Leaf(entry.spec, functools.partial(self._fetch, path, entry), functools.partial(self._grid, entry)))
-            for path, entry in entries
-        )
+        return Tree((path, _MappedLeaf(entry.spec, path, entry, self)) for path, entry in entries)
 
-    def _grid(self, entry: Entry) -> Grid | None:
+    def grid(self, entry: Entry) -> Grid | None:
         """How an array lies in the file: in one piece, or cut between two of its rows; None for other leaves."""
         if entry.spec.kind not in (LeafKind.ARRAY, LeafKind.NUMPY_SCALAR):
             return None
@@ -278,7 +274,8 @@ class MappedLeaves:
                 chunks[place] = stored.Extent(self._file, extent.offset + start, length * row)
         return Grid(Form(tuple(axes), tuple(range(len(axes))), Encoding(zarr.type_string(entry.spec.dtype))), chunks)
 
-    def _fetch(self, path: Path, entry: Entry) -> Any:
+    def fetch(self, path: Path, entry: Entry) -> Any:
+        """The value of a leaf."""
         reader = self._reader
         reader.check_size()
         match entry.spec.kind:
@@ -314,6 +311,21 @@ class MappedLeaves:
         if not extent.nbytes:
             return np.empty(0, dtype)
         return np.frombuffer(self._reader.data, dtype, extent.nbytes // dtype.itemsize, extent.offset)
+
+
+class _MappedLeaf(NamedTuple):
+    """A leaf, with all that it takes to find it."""
+
+    spec: LeafSpec
+    path: Path
+    entry: Entry
+    leaves: MappedLeaves
+
+    def fetch(self) -> Any:
+        return self.leaves.fetch(self.path, self.entry)
+
+    def grid(self) -> Grid | None:
+        return self.leaves.grid(self.entry)
 
 
 def _chunk_length(entry: Entry, rows: int) -> int | None:

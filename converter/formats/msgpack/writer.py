@@ -81,7 +81,7 @@ def _nested(tree: Tree) -> _Node | Leaf:
 
 def _unfold(root: _Node | Leaf) -> Iterator[tuple[Path, bytes | Leaf]]:
     """The leaves in order, between the bytes of the maps and keys around them; without recursion, like the reader."""
-    if isinstance(root, Leaf):
+    if not isinstance(root, _Node):
         yield (), root
         return
     yield (), wire.spell_map_head(len(root))
@@ -95,7 +95,7 @@ def _unfold(root: _Node | Leaf) -> Iterator[tuple[Path, bytes | Leaf]]:
             continue
         # flax.serialization.to_state_dict turns positions and int keys into text.
         yield (*path, key), _spell_text((*path, key), key)
-        if isinstance(child, Leaf):
+        if not isinstance(child, _Node):
             yield (*path, key), child
         else:
             yield (*path, key), wire.spell_map_head(len(child))

@@ -21,7 +21,7 @@ from converter.formats.flat_names import SEPARATORS, separator_of, split_name, t
 from converter.formats.npz.npy import ArrayHeader, read_array_header
 from converter.formats.raw import raw_leaf
 from converter.stored import Extent
-from converter.tree import Leaf, Tree
+from converter.tree import LazyLeaf, Leaf, Tree
 
 if TYPE_CHECKING:
     import numpy as np
@@ -139,7 +139,7 @@ class _Archive:
     def leaf(self, member: _Member) -> Leaf:
         header = member.header
         if not member.is_stored:
-            return Leaf(header.spec, functools.partial(self._unpacked, member))
+            return LazyLeaf(header.spec, functools.partial(self._unpacked, member))
         extent = Extent(self.absolute, member.begin + header.length, header.spec.nbytes)
         return raw_leaf(header.spec, extent, dtype=header.dtype, fortran=header.fortran)
 

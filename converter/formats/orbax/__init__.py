@@ -34,7 +34,7 @@ from converter.formats.provenance import KEY, describe, read_record
 from converter.formats.t5x import ArrayReference
 from converter.grid import Grid
 from converter.paths import Path, format_path
-from converter.tree import Leaf, LeafKind, LeafSpec, Tree, empty_spec
+from converter.tree import LazyLeaf, Leaf, LeafKind, LeafSpec, Tree, empty_spec
 
 _PYTHON_TYPES: Mapping[str, type] = {"bool": bool, "int": int, "uint": int, "complex": complex}
 """Type of a Python scalar by the letters its dtype begins with; anything else is a float."""
@@ -187,12 +187,16 @@ def _read_metadata(directory: FilePath) -> tuple[ItemMetadata, Mapping[Path, Lea
         metadata = read_item_metadata(directory)
         has_inline = any(entry.inline for entry in metadata.entries)
         legacy = read_legacy_tree(legacy_file) if has_inline else {}
-        return metadata, {path: leaf for path, leaf in legacy.items() if isinstance(leaf, Leaf)}
+        return metadata, _inline(legacy)
     legacy = read_legacy_tree(legacy_file)
     entries = tuple(_legacy_entry(path, leaf) for path, leaf in legacy.items())
     refuse_shared_names(names_on_disk(entries))
     is_t5x = any(entry.expected is not None for entry in entries)
-    return ItemMetadata(entries, is_t5x=is_t5x), {path: leaf for path, leaf in legacy.items() if isinstance(leaf, Leaf)}
+    return ItemMetadata(entries, is_t5x=is_t5x), _inline(legacy)
+
+
+def _inline(legacy: Mapping[Path, Leaf | Placeholder | ArrayReference]) -> dict[Path, Leaf]:
+    return {path: leaf for path, leaf in legacy.items() if not isinstance(leaf, Placeholder | ArrayReference)}
 
 
 def _legacy_entry(path: Path, leaf: Leaf | Placeholder | ArrayReference) -> Entry:
@@ -216,18 +220,19 @@ def _leaves(
         if entry.is_array:
             yield entry.path, _array_leaf(entry, next(specs), saved, store)
         elif entry.is_empty:
-            yield entry.path, Leaf(empty_spec(EMPTY_TYPES[entry.value_type]), lambda: None)
+            yield entry.path, LazyLeaf(empty_spec(EMPTY_TYPES[entry.value_type]), lambda: None)
         elif entry.inline:
             if entry.path not in inline:
                 raise UnreadableCheckpoint(f"{format_path(entry.path)}: its value is missing in {directory}/checkpoint")
             yield entry.path, inline[entry.path]
         else:
-            yield entry.path, Leaf(LeafSpec(LeafKind.TEXT, "str"), partial(strings.__getitem__, entry))
+            yield entry.path, LazyLeaf(LeafSpec(LeafKind.TEXT, "str"), partial(strings.__getitem__, entry))
 
 
 class _StoredArray(NamedTuple):
-    """An array, with all that it takes to find it."""
+    """The leaf of an array, with all that it takes to find it."""
 
+    spec: LeafSpec
     entry: Entry
     saved: SavedArrays
     store: ArrayStore
@@ -240,16 +245,16 @@ class _StoredArray(NamedTuple):
 
 
 def _array_leaf(entry: Entry, spec: LeafSpec, saved: SavedArrays, store: ArrayStore) -> Leaf:
-    array = _StoredArray(entry, saved, store)
     implementation = saved.key_implementation(entry)
     if implementation is not None:
-        return Leaf(LeafSpec(LeafKind.KEY, implementation, spec.shape[:-1]), array.fetch, array.grid)
-    if entry.value_type == "scalar" and not spec.shape:
+        spec = LeafSpec(LeafKind.KEY, implementation, spec.shape[:-1])
+    array = _StoredArray(spec, entry, saved, store)
+    if implementation is None and entry.value_type == "scalar" and not spec.shape:
         python_type = _PYTHON_TYPES.get(spec.dtype.rstrip("0123456789"), float)
-        return Leaf(
+        return LazyLeaf(
             LeafSpec(LeafKind.SCALAR, python_type.__name__), lambda: python_type(array.fetch().item()), array.grid
         )
-    return Leaf(spec, array.fetch, array.grid)
+    return array
 
 
 def _facts(location: layout.Location, metadata: ItemMetadata, store: ArrayStore) -> Iterator[tuple[str, str]]:

@@ -17,7 +17,7 @@ from converter.dtypes import numpy_dtype
 from converter.errors import UnreadableCheckpoint, UnsupportedCheckpoint
 from converter.formats.t5x import ArrayReference, is_spec, read_spec
 from converter.paths import IndexKey, Key, Path, format_path
-from converter.tree import Leaf, LeafKind, LeafSpec, array_spec, empty_spec
+from converter.tree import LazyLeaf, Leaf, LeafKind, LeafSpec, array_spec, empty_spec
 
 _PLACEHOLDER = "PLACEHOLDER://"
 _FLAX_PLACEHOLDERS = ("//GDAPlaceholder:", "//GDAARRAYPlaceholder:")
@@ -89,7 +89,7 @@ def _join_chunks(value: Mapping[str, Any]) -> Any:
 
 
 def _leaf(value: Any, path: Path) -> Leaf:
-    return Leaf(_spec(value, path), lambda: None if isinstance(value, (dict, list)) else value)
+    return LazyLeaf(_spec(value, path), lambda: None if isinstance(value, (dict, list)) else value)
 
 
 def _spec(value: Any, path: Path) -> LeafSpec:

@@ -18,7 +18,7 @@ from converter.formats.safetensors.names import RECORD_KEY, TREE_KEY, Naming, re
 from converter.formats.strict_json import parse_json
 from converter.paths import Path, path_order
 from converter.stored import Extent
-from converter.tree import Leaf, LeafKind, LeafSpec, array_spec, empty_spec
+from converter.tree import LazyLeaf, Leaf, LeafKind, LeafSpec, array_spec, empty_spec
 
 
 def read_checkpoint(path: FilePath, format: str) -> Checkpoint:
@@ -61,7 +61,7 @@ def _leaves(file: FilePath, header: Header, naming: Naming) -> Iterator[tuple[Pa
         spec = _spec(stored, naming.kinds.get(name, ""))
         yield naming.path(name), raw_leaf(spec, extent, dtype=zarr.type_string(stored.dtype))
     for kind, names in naming.empty.items():
-        yield from ((naming.path(name), Leaf(empty_spec(kind), _nothing)) for name in names)
+        yield from ((naming.path(name), LazyLeaf(empty_spec(kind), _nothing)) for name in names)
 
 
 def _nothing() -> None:

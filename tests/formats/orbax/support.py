@@ -26,7 +26,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from converter.formats.checkpoint import Checkpoint, Format
 from converter.formats.orbax import OrbaxFormat
 from converter.paths import IndexKey, IntKey, Path
-from converter.tree import KEY_WORDS, Leaf, LeafKind, LeafSpec, Tree, array_spec, empty_spec
+from converter.tree import KEY_WORDS, LazyLeaf, Leaf, LeafKind, LeafSpec, Tree, array_spec, empty_spec
 
 try:
     from orbax.checkpoint.experimental import v1
@@ -237,16 +237,16 @@ if v1 is not None:
 def leaf_of(value: Any) -> Leaf:
     """A leaf as dialects make them."""
     if value is None or isinstance(value, (dict, list, tuple)):
-        return Leaf(empty_spec("none" if value is None else type(value).__name__), lambda: None)
+        return LazyLeaf(empty_spec("none" if value is None else type(value).__name__), lambda: None)
     if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         spec = LeafSpec(LeafKind.KEY, str(jax.random.key_impl(value)), value.shape)
-        return Leaf(spec, lambda: np.asarray(jax.random.key_data(value)))
+        return LazyLeaf(spec, lambda: np.asarray(jax.random.key_data(value)))
     if isinstance(value, np.generic):
-        return Leaf(LeafSpec(LeafKind.NUMPY_SCALAR, value.dtype.name), lambda: value)
+        return LazyLeaf(LeafSpec(LeafKind.NUMPY_SCALAR, value.dtype.name), lambda: value)
     if isinstance(value, (jax.Array, np.ndarray)):
-        return Leaf(array_spec(value.dtype.name, value.shape), lambda: np.asarray(value))
+        return LazyLeaf(array_spec(value.dtype.name, value.shape), lambda: np.asarray(value))
     kind = LeafKind.TEXT if isinstance(value, (str, bytes)) else LeafKind.SCALAR
-    return Leaf(LeafSpec(kind, type(value).__name__), lambda: value)
+    return LazyLeaf(LeafSpec(kind, type(value).__name__), lambda: value)
 
 
 def tree_of(content: Any, path: Path = ()) -> Tree:

@@ -38,11 +38,11 @@ WRITING = """
     from pathlib import Path
     import numpy as np
     from converter.formats.orbax import OrbaxFormat
-    from converter.tree import (Leaf, LeafKind, LeafSpec, Tree, array_spec)
+    from converter.tree import (LazyLeaf, LeafKind, LeafSpec, Tree, array_spec)
     tree = Tree([
-        (("a",), Leaf(array_spec("float64", (2,)), lambda: np.ones(2))),
-        (("k",), Leaf(LeafSpec(LeafKind.KEY, "threefry2x32"), lambda: np.ones(2, np.uint32))),
-        (("t",), Leaf(LeafSpec(LeafKind.TEXT, "str"), lambda: "text")),
+        (("a",), LazyLeaf(array_spec("float64", (2,)), lambda: np.ones(2))),
+        (("k",), LazyLeaf(LeafSpec(LeafKind.KEY, "threefry2x32"), lambda: np.ones(2, np.uint32))),
+        (("t",), LazyLeaf(LeafSpec(LeafKind.TEXT, "str"), lambda: "text")),
     ])
     OrbaxFormat().write(tree, Path(sys.argv[1]) / "tree", lambda *_: None)
     OrbaxFormat().write(Tree([(("t",), tree[("t",)])]), Path(sys.argv[1]) / "text", lambda *_: None)

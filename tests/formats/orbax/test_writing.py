@@ -22,7 +22,7 @@ from converter.errors import (
 )
 from converter.formats.checkpoint import PLAIN, Strategy
 from converter.paths import IndexKey
-from converter.tree import Leaf, LeafKind, LeafSpec, Tree, array_spec, empty_spec
+from converter.tree import LazyLeaf, LeafKind, LeafSpec, Tree, array_spec, empty_spec
 from tests.formats.orbax.support import (
     FORMAT,
     ORBAX,
@@ -132,8 +132,8 @@ def test_shardings_that_make_no_sense_hinder_nothing(damage: Any, of_a_mesh: Fil
 
 
 def test_writes_numpy_scalars_and_empty_optimizer_states(tmp_path: FilePath) -> None:
-    scalar = Leaf(LeafSpec(LeafKind.NUMPY_SCALAR, "float32"), lambda: np.float32(2.5))
-    tree = Tree([(("a",), scalar), (("b", IndexKey(0)), Leaf(empty_spec("node"), lambda: None))])
+    scalar = LazyLeaf(LeafSpec(LeafKind.NUMPY_SCALAR, "float32"), lambda: np.float32(2.5))
+    tree = Tree([(("a",), scalar), (("b", IndexKey(0)), LazyLeaf(empty_spec("node"), lambda: None))])
     write(tree, tmp_path / "written")
     assert [str(leaf.spec) for leaf in FORMAT.open(tmp_path / "written").tree.values()] == ["float32[]", "None"]
 
@@ -186,7 +186,7 @@ def test_refuses_everything_that_orbax_cannot_hold_at_once(tmp_path: FilePath) -
         (tree_of({}), "no leaves"),
         (tree_of({"a": {"b": np.ones(1)}, "a.b": np.ones(2)}), "a/b is stored as a.b\n  a.b is stored as a.b"),
         (
-            Tree([(("k",), Leaf(LeafSpec(LeafKind.KEY, "odd"), lambda: np.zeros(2, np.uint32)))]),
+            Tree([(("k",), LazyLeaf(LeafSpec(LeafKind.KEY, "odd"), lambda: np.zeros(2, np.uint32)))]),
             "key<odd>.. is of an implementation that JAX",
         ),
     ],
@@ -213,7 +213,7 @@ FULL_DISK = """
     from converter.tree import (Leaf, Tree, array_spec)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-    leaf = Leaf(array_spec("float64", (300, 300)), lambda: np.random.default_rng(0).standard_normal((300, 300)))
+    leaf = LazyLeaf(array_spec("float64", (300, 300)), lambda: np.random.default_rng(0).standard_normal((300, 300)))
     tree = Tree([((f"a{number}",), leaf) for number in range(10)])
     try:
         OrbaxFormat().write(tree, Path(sys.argv[1]), lambda *_: None)
@@ -239,5 +239,5 @@ def test_a_failure_to_read_while_writing_leaves_nothing(tmp_path: FilePath) -> N
         raise UnreadableCheckpoint("broken")
 
     with pytest.raises(UnreadableCheckpoint, match="broken"):
-        write(Tree([(("a",), Leaf(array_spec("float32", (2,)), fail))]), tmp_path / "written")
+        write(Tree([(("a",), LazyLeaf(array_spec("float32", (2,)), fail))]), tmp_path / "written")
     assert list(tmp_path.iterdir()) == []
