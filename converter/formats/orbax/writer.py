@@ -49,11 +49,9 @@ _BUFFER = 1 << 20
 
 def strategies(tree: Tree, writing: Writing) -> dict[Path, Strategy]:
     """How each array gets there; see ``Format.strategies``."""
-    grids = _shared_grids(tree, writing)
     found: dict[Path, Strategy] = {}
-    for path, leaf in tree.items():
-        if leaf.spec.kind in ARRAYS or leaf.spec.kind is LeafKind.SCALAR:
-            grid = grids.get(path)
+    for path, leaf, grid in _with_grids(tree, writing)[0]:
+        if _is_array(leaf):
             shared = Strategy.RELINK if grid is not None and grid.linkable and not writing.copy else Strategy.COPY
             found[path] = Strategy.STREAM if grid is None else shared
     return found
@@ -93,28 +91,20 @@ def save(
         return written
 
 
-def _shared_grids(tree: Tree, writing: Writing) -> dict[Path, Grid]:
-    """How arrays lie that can stay as they are, in a zarr version that suits the first of them."""
+def _with_grids(tree: Tree, writing: Writing) -> tuple[list[tuple[Path, Leaf, Grid | None]], str]:
+    """The leaves, with their grids where arrays can stay as they are, and the zarr version that they can stay in.
 
-    def is_wanted(grid: Grid) -> bool:
+    It is ``zarr2``, as Orbax writes by default, unless the first array that knows better lies as zarr 3.
+    """
+    leaves = [(path, leaf, leaf.grid()) for path, leaf in tree.items()]
+    containers = (grid.form.encoding.container for _, _, grid in leaves if grid is not None)
+    version = next(filter(None, containers), "zarr2")
+
+    def stays(grid: Grid) -> bool:
         """Arrays of an Orbax checkpoint keep their compression; of others it is the user's choice."""
-        return bool(grid.encoding.container) or not writing.compress
+        return zarr.can_hold(grid, version) and not (writing.compress and not grid.encoding.container)
 
-    grids = {path: grid for path, leaf in tree.items() if (grid := leaf.grid()) is not None}
-    version = _version(grids.values())
-    return {path: grid for path, grid in grids.items() if zarr.can_hold(grid, version) and is_wanted(grid)}
-
-
-def _version(grids: Iterable[Grid]) -> str:
-    """``zarr2``, as Orbax writes by default, unless the first array that knows better lies as zarr 3."""
-    return next((grid.encoding.container for grid in grids if grid.encoding.container), "zarr2")
-
-
-def _small_chunks(grids: Iterable[Grid], copy: bool) -> dict[Extent, bytes]:
-    """Chunks of a few bytes, to be put into the index, unless their files are linked anyway."""
-    chunks = (chunk for grid in grids if copy or not grid.linkable for chunk in grid.chunks.values())
-    small = [chunk for chunk in chunks if isinstance(chunk, Extent) and chunk.length <= MAX_INLINE_BYTES]
-    return dict(zip(small, small_chunks(small), strict=True))
+    return [(path, leaf, grid if grid is None or stays(grid) else None) for path, leaf, grid in leaves], version
 
 
 @dataclass(slots=True)
@@ -130,41 +120,54 @@ class _Save:
     described: list[Described] = field(default_factory=list)
 
     def run(self) -> Written:
-        copy = self.writing.copy
-        grids = _shared_grids(self.tree, self.writing)
-        version = _version(grids.values())
-        inside = _small_chunks(grids.values(), copy)
-        files = SharedFiles(self.destination / "d", copy=copy, progress=self.progress)
-        files.add(
-            (chunk, grid.linkable)
-            for grid in grids.values()
-            for chunk in grid.chunks.values()
-            if isinstance(chunk, Extent) and chunk not in inside
-        )
-        like = _like_the_others(grids.values())
-        streamed = {path: leaf for path, leaf in self.tree.items() if path not in grids and _is_array(leaf)}
+        leaves, version = _with_grids(self.tree, self.writing)
+        grids = [grid for _, _, grid in leaves if grid is not None]
+        like = _like_the_others(grids)
+        files = SharedFiles(self.destination / "d", copy=self.writing.copy, progress=self.progress)
+        place = self._shared(grids, files)
+        streamed = [(path, leaf) for path, leaf, grid in leaves if grid is None and _is_array(leaf)]
         with _Sink(files.new_file, self.writing.compress and version == "zarr2") as sink:
-            for (path, leaf), pieces in in_turn(streamed.items(), _pieces):
+            for (path, leaf), pieces in in_turn(streamed, _pieces):
                 self._stream(path, leaf, pieces, sink, version, like)
-
-        def placed(chunk: Chunk) -> Chunk:
-            if isinstance(chunk, bytes):
-                return chunk
-            return inside[chunk] if chunk in inside else files.place(chunk)
-
-        for path, leaf in self.tree.items():
-            if path in streamed:
-                continue
-            grid = grids.get(path)
-            if grid is None:
-                self.described.append(Described(path, leaf.spec))
-            else:
+        for path, leaf, grid in leaves:
+            if grid is not None:
                 saved = grid.origin if isinstance(grid.origin, SavedArray) else _saved(leaf.spec, like)
-                chunks = {index: placed(chunk) for index, chunk in grid.chunks.items()}
+                chunks = {index: place(chunk) for index, chunk in grid.chunks.items()}
                 self._add(Described(path, leaf.spec, grid, saved), version, chunks)
+            elif _is_array(leaf):  # it has been streamed
+                continue
+            else:
+                self.described.append(Described(path, leaf.spec))
             self.progress(0, 1)
         self._finish(files, version)
         return self.written
+
+    def _shared(self, grids: Iterable[Grid], files: SharedFiles) -> Callable[[Chunk], Chunk]:
+        """Brings the chunks over that stay as they are. Returns: where each of them is then.
+
+        Those of a few bytes are put into the index, unless their files are linked anyway.
+        """
+        small: list[Extent] = []
+        others: list[tuple[Extent, bool]] = []
+        for grid in grids:
+            is_linked = grid.linkable and not self.writing.copy
+            for chunk in grid.chunks.values():
+                if isinstance(chunk, bytes):
+                    continue
+                if chunk.length <= MAX_INLINE_BYTES and not is_linked:
+                    small.append(chunk)
+                else:
+                    others.append((chunk, grid.linkable))
+        inside = dict(zip(small, small_chunks(small), strict=True))
+        files.add(others)
+
+        def place(chunk: Chunk) -> Chunk:
+            if isinstance(chunk, bytes):
+                return chunk
+            found = inside.get(chunk)
+            return files.place(chunk) if found is None else found
+
+        return place
 
     def _stream(
         self, path: Path, leaf: Leaf, pieces: Iterator[Any], sink: _Sink, version: str, like: SavedArray
