@@ -173,9 +173,8 @@ class Tree(Mapping[Path, Leaf]):
         if len(self._leaves) < len(given):
             path, _ = Counter(path for path, _ in given).most_common(1)[0]
             raise UnsupportedCheckpoint(f"{format_path(path)} stands twice in the checkpoint")
-        self._children = _children(self._leaves)
-        if not self._children.keys().isdisjoint(self._leaves):
-            upper = next(path for path in self._leaves if path in self._children)
+        if above := containers(self._leaves).intersection(self._leaves):
+            upper = next(path for path in self._leaves if path in above)
             lower = next(path for path in self._leaves if len(path) > len(upper) and path[: len(upper)] == upper)
             raise UnsupportedCheckpoint(f"{format_path(lower)} lies below the leaf {format_path(upper)}")
 
@@ -205,6 +204,10 @@ class Tree(Mapping[Path, Leaf]):
     def nbytes(self) -> int:
         """Bytes of all arrays in memory."""
         return sum(leaf.spec.nbytes for leaf in self.values())
+
+    @functools.cached_property
+    def _children(self) -> dict[Path, list[Key]]:
+        return _children(self._leaves)
 
     def children(self, *prefix: Key) -> dict[Key, None]:
         """The keys directly below ``prefix``, in order (as the keys of a dict)."""

@@ -258,4 +258,4 @@ def test_moments_are_handed_on_as_they_are():
     plan = converted(tree, optax.adam(0.1))
     steps = {format_path(held.source): step for step in plan.steps for held in step.sources}
     source = tree["optimizer", "opt_state", "0", "nu", "up", "kernel", "value"]
-    assert steps["optimizer/opt_state/0/nu/up/kernel"].value() is source.fetch()
+    assert steps["optimizer/opt_state/0/nu/up/kernel"].fetch() is source.fetch()

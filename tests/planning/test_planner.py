@@ -121,7 +121,7 @@ def test_arrays_that_are_no_variables_come_from_the_model():
     back = make_plan(there, Request("nnx", nnx_model=counting))
     assert not back.problems
     (mask,) = [step for step in back.steps if step.target == ("mask",)]
-    np.testing.assert_array_equal(mask.value(), nnx.state(Counting())["mask"])
+    np.testing.assert_array_equal(mask.fetch(), nnx.state(Counting())["mask"])
 
 
 def test_a_counter_beside_an_optimizer_is_no_parameter():

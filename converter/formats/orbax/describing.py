@@ -22,6 +22,9 @@ from converter.tree import LeafKind, LeafSpec
 EMPTY_NAMES: Mapping[str, str] = {"none": "None", "dict": "Dict", "list": "List", "tuple": "Tuple", "node": "None"}
 """Orbax's names of empty nodes. ``node`` stands for an empty named tuple, whose class no file knows."""
 
+_json = json.JSONEncoder().encode
+"""As ``json.dumps``, which looks at its options each time."""
+
 
 class Described(NamedTuple):
     """A leaf as it is described in the files.
@@ -79,8 +82,7 @@ def _order(path: Path) -> list[tuple[int, int, str]]:
 
 def _tree_entry(leaf: Described) -> str:
     """A leaf in ``_METADATA``, as JSON. It is put together from a few texts that all leaves share."""
-    path = tuple(map(str, leaf.path))
-    keys = ", ".join(map(_key_text, path, map(type, leaf.path)))
+    keys = ", ".join(map(_key_text, leaf.path, map(type, leaf.path)))
     if leaf.spec.kind is LeafKind.EMPTY:
         value = _value_text(EMPTY_NAMES[leaf.spec.dtype], True)
     elif leaf.grid is None:
@@ -88,7 +90,7 @@ def _tree_entry(leaf: Described) -> str:
     else:
         write = tuple([axis.write for axis in leaf.grid.axes]) if leaf.saved.is_listed else None
         value = _value_text(leaf.saved.value_type, False, write)
-    return f'{json.dumps(str(path))}: {{"key_metadata": [{keys}], "value_metadata": {value}}}'
+    return f'{_json(str(leaf.path))}: {{"key_metadata": [{keys}], "value_metadata": {value}}}'
 
 
 @functools.lru_cache(maxsize=1 << 16)

@@ -210,7 +210,7 @@ FULL_DISK = """
     import orbax.checkpoint  # compiles to files, which the limit would hit
     from converter.errors import DestinationError
     from converter.formats.orbax import OrbaxFormat
-    from converter.tree import (Leaf, Tree, array_spec)
+    from converter.tree import (LazyLeaf, Tree, array_spec)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
     leaf = LazyLeaf(array_spec("float64", (300, 300)), lambda: np.random.default_rng(0).standard_normal((300, 300)))
