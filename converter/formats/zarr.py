@@ -78,10 +78,13 @@ class ZarrArray:
         return tuple(self._places())
 
     def _places(self) -> Iterator[tuple[Index, str]]:
-        return ((index, self.chunk_key(index)) for index in itertools.product(*map(range, self.counts)))
+        return ((index, self._chunk_key(index)) for index in itertools.product(*map(range, self.counts)))
 
     def chunk_key(self, index: Index) -> str:
         """What a chunk is called below the array's name."""
+        return self._only_place[0][1] if self.number == 1 else self._chunk_key(index)
+
+    def _chunk_key(self, index: Index) -> str:
         if self.encoding.container == "zarr3":
             return self.separator.join(["c", *map(str, index)])
         return self.separator.join(map(str, index)) if index else "0"

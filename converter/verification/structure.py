@@ -51,23 +51,23 @@ class StructureResult:
 def compare_structure(steps: Iterable[Step], destination: Tree) -> StructureResult:
     """Compares the target specs of a plan with a tree that was read anew."""
     expected = {step.target: step.spec for step in steps}
+    leaves = dict(destination.items())
     differences: list[Difference] = []
     for path, spec in expected.items():
-        found = destination.get(path)
+        found = leaves.get(path)
         # A format may leave out a container that holds nothing (msgpack has no place for a masked parameter's moments).
         if found is None and spec.kind is not LeafKind.EMPTY:
             differences.append(Difference(format_path(path), str(spec), "nothing"))
         elif found is not None and not same_spec(spec, found.spec):
             differences.append(Difference(format_path(path), str(spec), str(found.spec)))
-    random_state = random_state_paths(destination)
+    others = [path for path, leaf in leaves.items() if path not in expected and leaf.spec.kind is not LeafKind.EMPTY]
+    random_state = random_state_paths(destination) if others else {}
     notes = []
-    for path, leaf in destination.items():
-        if path in expected or leaf.spec.kind is LeafKind.EMPTY:
-            continue
+    for path in others:
         if path in random_state:
             notes.append(f"{format_path(path)} is NNX random state, which the other side does not have")
         else:
-            differences.append(Difference(format_path(path), "nothing", str(leaf.spec)))
+            differences.append(Difference(format_path(path), "nothing", str(leaves[path].spec)))
     return StructureResult(len(expected), tuple(differences), tuple(notes))
 
 

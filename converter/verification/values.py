@@ -89,10 +89,11 @@ def compare_values(
     Args:
       digests: crc32c of the bytes of arrays as they were written, where that is known.
     """
+    leaves = dict(destination.items())
     compared = [
         (step, found)
         for step in steps
-        if (found := destination.get(step.target)) is not None and step.spec.kind is not LeafKind.EMPTY
+        if (found := leaves.get(step.target)) is not None and step.spec.kind is not LeafKind.EMPTY
     ]
     chunks = [chunk_pairs(step, found) for step, found in compared]
     same = _same_places(chunks)

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import math
 import mmap
-import os
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from converter import scratch, stored
+from converter import scratch
 from converter.dtypes import numpy_dtype
 from converter.errors import UnreadableCheckpoint, UnsupportedCheckpoint
 from converter.formats import zarr
@@ -23,7 +22,6 @@ from converter.formats.msgpack.values import (
     EXT_COMPLEX,
     EXT_NUMPY_SCALAR,
     Entry,
-    Extent,
     array_entry,
     complex_entry,
     decode,
@@ -34,6 +32,7 @@ from converter.formats.raw import raw_grid
 from converter.formats.t5x import SPEC_KEYS
 from converter.grid import Axis, Chunk, Encoding, Form, Grid
 from converter.paths import IndexKey, IntKey, Key, Path
+from converter.stored import Extent
 from converter.tree import LeafKind, LeafSpec, Tree, empty_spec
 
 if TYPE_CHECKING:
@@ -145,7 +144,7 @@ class _Walk:
         """The text of a key; most stand in a file many times."""
         raw = self.reader.data[head.body : head.body + head.value]
         if raw not in self.names:
-            self.names[raw] = decode(self.reader, Extent(head.body, head.value), "a key")
+            self.names[raw] = decode(self.reader, self.reader.extent(head), "a key")
         return self.names[raw]
 
     def _value(self, path: Path, offset: int) -> int:
@@ -181,9 +180,9 @@ class _Walk:
                 return Entry(empty_spec("list"))
             case Family.TEXT:
                 self._refuse_placeholder(head)
-                return Entry(LeafSpec(LeafKind.TEXT, "str"), (Extent(head.body, head.value),))
+                return Entry(LeafSpec(LeafKind.TEXT, "str"), (self.reader.extent(head),))
             case Family.BYTES:
-                return Entry(LeafSpec(LeafKind.TEXT, "bytes"), (Extent(head.body, head.value),))
+                return Entry(LeafSpec(LeafKind.TEXT, "bytes"), (self.reader.extent(head),))
             case Family.EXT if head.code in (EXT_ARRAY, EXT_NUMPY_SCALAR):
                 return self._array(head)
             case Family.EXT if head.code == EXT_COMPLEX:
@@ -198,7 +197,7 @@ class _Walk:
         prefix, like = self.forms.get((head.code, head.value), (b"", None))
         start = head.body + len(prefix)
         if like is not None and self.reader.data[head.body : start] == prefix:
-            return Entry(like.spec, (Extent(start, like.extents[0].nbytes),))
+            return Entry(like.spec, (Extent(self.reader.absolute, start, like.extents[0].length),))
         entry = array_entry(self.reader, head)
         prefix = self.reader.data[head.body : entry.extents[0].offset]
         self.forms[head.code, head.value] = prefix, entry
@@ -245,8 +244,7 @@ class MappedLeaves:
 
     def __init__(self, file: FilePath, data: mmap.mmap) -> None:
         self._reader = Reader(file, data)
-        self._file = os.path.abspath(file)
-        self._last = Extent(0, 0)  # shared by threads without a lock: at worst a page is given back late
+        self._last = range(0)  # shared by threads without a lock: at worst a page is given back late
 
     def tree(self, entries: list[tuple[Path, Entry]]) -> Tree:
         return Tree((path, _MappedLeaf(entry.spec, path, entry, self)) for path, entry in entries)
@@ -256,8 +254,7 @@ class MappedLeaves:
         if entry.spec.kind not in (LeafKind.ARRAY, LeafKind.NUMPY_SCALAR):
             return None
         if len(entry.extents) == 1:
-            (extent,) = entry.extents
-            return raw_grid(entry.spec, stored.Extent(self._file, extent.offset, extent.nbytes))
+            return raw_grid(entry.spec, entry.extents[0])
         shape = entry.spec.shape
         rows = max(shape[0], 1) if shape else 1
         length = _chunk_length(entry, rows)
@@ -269,9 +266,9 @@ class MappedLeaves:
         row = entry.spec.nbytes // rows
         chunks: dict[tuple[int, ...], Chunk] = {}
         for extent in entry.extents if entry.spec.size else ():
-            for start in range(0, extent.nbytes, length * row):
+            for start in range(0, extent.length, length * row):
                 place = (len(chunks), *(0,) * (len(shape) - 1)) if shape else ()
-                chunks[place] = stored.Extent(self._file, extent.offset + start, length * row)
+                chunks[place] = extent._replace(offset=extent.offset + start, length=length * row)
         return Grid(Form(tuple(axes), tuple(range(len(axes))), Encoding(zarr.type_string(entry.spec.dtype))), chunks)
 
     def fetch(self, path: Path, entry: Entry) -> Any:
@@ -286,7 +283,7 @@ class MappedLeaves:
             case LeafKind.TEXT:
                 extent = entry.extents[0]
                 if entry.spec.dtype == "bytes":
-                    return reader.data[extent.offset : extent.offset + extent.nbytes]
+                    return reader.data[extent.offset : extent.offset + extent.length]
                 return decode(Reader(reader.file, reader.data, path), extent, "text")
             case _:
                 return entry.value
@@ -306,11 +303,11 @@ class MappedLeaves:
     def _view(self, extent: Extent, dtype: np.dtype[Any]) -> NDArray[Any]:
         import numpy as np
 
-        self._reader.forget(self._last.offset, self._last.offset + self._last.nbytes)
-        self._last = extent
-        if not extent.nbytes:
+        self._reader.forget(self._last.start, self._last.stop)
+        self._last = range(extent.offset, extent.offset + extent.length)
+        if not extent.length:
             return np.empty(0, dtype)
-        return np.frombuffer(self._reader.data, dtype, extent.nbytes // dtype.itemsize, extent.offset)
+        return np.frombuffer(self._reader.data, dtype, extent.length // dtype.itemsize, extent.offset)
 
 
 class _MappedLeaf(NamedTuple):
@@ -331,7 +328,7 @@ class _MappedLeaf(NamedTuple):
 def _chunk_length(entry: Entry, rows: int) -> int | None:
     """The number of rows (along the first axis) by which all cuts of a split array can be counted, if there is one."""
     row = entry.spec.nbytes // rows
-    if not row or any(extent.nbytes % row for extent in entry.extents):
+    if not row or any(extent.length % row for extent in entry.extents):
         return None
-    length = math.gcd(*(extent.nbytes // row for extent in entry.extents))
+    length = math.gcd(*(extent.length // row for extent in entry.extents))
     return length if rows // length <= MOST_CHUNKS else None

@@ -13,6 +13,7 @@ from converter.dtypes import is_common_dtype, item_size, numpy_dtype
 from converter.errors import UnsupportedCheckpoint
 from converter.formats.msgpack.wire import Family, Head, Reader
 from converter.paths import Key, Path, format_path
+from converter.stored import Extent
 from converter.tree import LeafKind, LeafSpec, array_spec, empty_spec
 
 EXT_ARRAY, EXT_COMPLEX, EXT_NUMPY_SCALAR = 1, 2, 3
@@ -24,13 +25,6 @@ CHUNKED_ARRAY = "__msgpack_chunked_array__"
 MAX_AXES = 64
 """NumPy's own limit (NPY_MAXDIMS)."""
 MAX_BYTES = 2**63 - 1
-
-
-class Extent(NamedTuple):
-    """A range of bytes in the file."""
-
-    offset: int
-    nbytes: int
 
 
 class Entry(NamedTuple):
@@ -49,7 +43,7 @@ class Entry(NamedTuple):
 
 def decode(reader: Reader, extent: Extent, what: str) -> str:
     """Raises UnreadableCheckpoint where the bytes are no UTF-8."""
-    raw = reader.data[extent.offset : extent.offset + extent.nbytes]
+    raw = reader.data[extent.offset : extent.offset + extent.length]
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
@@ -93,13 +87,13 @@ def array_entry(reader: Reader, head: Head) -> Entry:
     _check_axes(reader, axes.offset, shape)
     # flax itself reads both families here: text is what msgpack wrote for bytes before it had a type for them.
     name = _expect(reader, offset, end, "the name of a dtype", Family.TEXT, Family.BYTES)
-    dtype = _dtype(reader, Extent(name.body, name.value))
+    dtype = _dtype(reader, reader.extent(name))
     data = _expect(reader, name.body + name.value, end, "the data of an array", Family.BYTES, Family.TEXT)
     if data.body + data.value != end:
         raise reader.damaged(data.offset, f"{end - data.body} bytes of data, up to the end of the array", str(data))
     _check_size(reader, axes.offset, shape, dtype, data.value)
     kind = LeafKind.ARRAY if head.code == EXT_ARRAY else LeafKind.NUMPY_SCALAR
-    return Entry(LeafSpec(kind, dtype, tuple(shape)), (Extent(data.body, data.value),))
+    return Entry(LeafSpec(kind, dtype, tuple(shape)), (reader.extent(data),))
 
 
 def joined_entry(reader: Reader, offset: int, parts: dict[Path, Entry]) -> Entry:

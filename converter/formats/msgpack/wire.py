@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import mmap
+import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path as FilePath
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 
 from converter.errors import UnreadableCheckpoint
 from converter.paths import Path, format_path
+from converter.stored import Extent
 
 MAX_DEPTH = 512
 """Containers around a leaf at the most. flax restores by recursion and fails before Python's limit of 1000 frames."""
@@ -69,11 +71,17 @@ class Head(NamedTuple):
                 return f"{self.value} byte{plural}"
 
 
-_CONSTANTS: Mapping[int, tuple[Family, bool | None]] = {
-    0xC0: (Family.NIL, None),
-    0xC2: (Family.BOOL, False),
-    0xC3: (Family.BOOL, True),
-}
+_SHORT: list[tuple[Family, Any] | None] = [
+    *((Family.INT, number) for number in range(0x80)),
+    *((Family.MAP, count) for count in range(0x10)),
+    *((Family.ARRAY, count) for count in range(0x10)),
+    *((Family.TEXT, length) for length in range(0x20)),
+    *((Family.NIL, None), None, (Family.BOOL, False), (Family.BOOL, True)),
+    *[None] * 0x1C,
+    *((Family.INT, number) for number in range(-0x20, 0)),
+]
+"""What a header of one byte announces, for each byte; None for those that begin a longer one, or none."""
+
 _NUMBERS: Mapping[int, tuple[Family, str]] = {
     0xCA: (Family.FLOAT, ">f"),
     0xCB: (Family.FLOAT, ">d"),
@@ -86,8 +94,12 @@ _SIZED: Mapping[int, tuple[Family, int]] = {
     **{0xDC + i: (Family.ARRAY, 2 << i) for i in range(2)},
     **{0xDE + i: (Family.MAP, 2 << i) for i in range(2)},
 }
-_LEAST_BYTES: Mapping[Family, int] = {Family.ARRAY: 1, Family.MAP: 2}
-"""What one item of a container takes at least, so that an absurd count is recognised without counting."""
+_LEAST_BYTES: Mapping[Family, int] = {
+    **dict.fromkeys(Family, 0),
+    **dict.fromkeys((Family.TEXT, Family.BYTES, Family.EXT, Family.ARRAY), 1),
+    Family.MAP: 2,
+}
+"""What one byte or item of a value takes at least, so that an absurd count is recognised without counting."""
 
 
 class Reader:
@@ -95,6 +107,7 @@ class Reader:
 
     def __init__(self, file: FilePath, data: mmap.mmap, path: Path = ()) -> None:
         self.file = file
+        self.absolute = os.path.abspath(file)
         self.data = data
         self.size = len(data)
         self.path = path
@@ -106,29 +119,22 @@ class Reader:
           UnreadableCheckpoint: no header begins so, or what it announces does not fit before ``end``.
         """
         first = self.data[offset] if offset < end else self._take(offset, 1, end)[0]
-        if first < 0x80:
-            return Head(Family.INT, first, offset, offset + 1)
-        if first >= 0xE0:
-            return Head(Family.INT, first - 0x100, offset, offset + 1)
-        if first in _CONSTANTS:
-            return Head(*_CONSTANTS[first], offset, offset + 1)
-        if first in _NUMBERS:
+        short = _SHORT[first]
+        if short is not None:
+            head = Head(short[0], short[1], offset, offset + 1)
+        elif first in _NUMBERS:
             family, form = _NUMBERS[first]
             width = struct.calcsize(form)
             return Head(family, struct.unpack(form, self._take(offset + 1, width, end))[0], offset, offset + 1 + width)
-        head = self._sized(first, offset, end)
-        if head.value * _LEAST_BYTES.get(head.family, 1) > end - head.body:
+        else:
+            head = self._sized(first, offset, end)
+        least = _LEAST_BYTES[head.family]
+        if least and head.value * least > end - head.body:
             raise self.damaged(offset, f"a value that ends before byte {end}", f"{head}, more than the bytes left")
         return head
 
     def _sized(self, first: int, offset: int, end: int) -> Head:
         body = offset + 1
-        if first < 0x90:
-            return Head(Family.MAP, first & 0x0F, offset, body)
-        if first < 0xA0:
-            return Head(Family.ARRAY, first & 0x0F, offset, body)
-        if first < 0xC0:
-            return Head(Family.TEXT, first & 0x1F, offset, body)
         if first in _SIZED:
             family, width = _SIZED[first]
             value = int.from_bytes(self._take(body, width, end), "big")
@@ -147,6 +153,10 @@ class Reader:
             found = "the end of the file" if end == self.size else "the end of the value around it"
             raise self.damaged(offset, f"{length} more byte{'s' * (length > 1)} of a msgpack value", found)
         return self.data[offset : offset + length]
+
+    def extent(self, head: Head) -> Extent:
+        """Where the bytes lie that a header announces."""
+        return Extent(self.absolute, head.body, head.value)
 
     def forget(self, start: int, end: int) -> None:
         """Gives the pages of a range back to the system; whoever touches one again gets it from the page cache."""

@@ -6,6 +6,7 @@ first the first field of every entry, then the second. Handling columns as a who
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Sequence
 from itertools import accumulate, islice, pairwise
@@ -207,16 +208,19 @@ def spell_numbers(values: Sequence[int]) -> bytes:
     return bytes(spelled)
 
 
+_little = functools.partial(int.from_bytes, byteorder="little")
+
+
 def spell_names(names: Sequence[bytes], *columns: bytes) -> bytes:
     """Sorted texts, each without the bytes that it shares with the one before; ``columns`` stand before the bytes."""
-    number = int.from_bytes
-    shared = [0]
-    for one, other in pairwise(names):
-        length = min(len(one), len(other))
-        # The highest bit in which two numbers differ tells the first byte in which the texts do.
-        differing = number(one[:length], "big") ^ number(other[:length], "big")
-        shared.append(length - (differing.bit_length() + 7) // 8)
-    added = list(map(operator.sub, map(len, names), shared))
+    lengths = list(map(len, names))
+    # The lowest bit in which two little-endian numbers differ tells the first byte in which the texts do.
+    numbers = list(map(_little, names))
+    differing = map(operator.xor, numbers, islice(numbers, 1, None))
+    # Bytes that are not there count as zeros: no more is shared than the shorter text has.
+    equal = [((bits & -bits).bit_length() - 1) // 8 if bits else MAX_NAME_BYTES for bits in differing]
+    shared = [0, *map(min, equal, lengths, islice(lengths, 1, None))]
+    added = list(map(operator.sub, lengths, shared))
     rest = [name[kept:] for name, kept in zip(names, shared, strict=True)]
     return b"".join((spell_numbers(shared[1:]), spell_numbers(added), *columns, *rest))
 
