@@ -100,7 +100,7 @@ class _Walk:
         self.open: list[_Container] = []
         self.kept = 0
         self.names: dict[bytes, Key] = {}
-        self.forms: dict[tuple[int | None, int], tuple[bytes, Entry]] = {}
+        self.forms: dict[tuple[int, int], tuple[bytes, LeafSpec]] = {}
 
     def run(self) -> list[tuple[Path, Entry]]:
         offset = self._value((), 0)
@@ -127,10 +127,13 @@ class _Walk:
         reader = self.reader
         reader.path = container.path
         head = reader.head(offset, self.size)
-        if head.family is Family.TEXT:
-            key, end = self._name(head), head.body + head.value
-        elif head.family is Family.INT:
-            key, end = IntKey(head.value), head.body
+        family, value, _, end, _ = head
+        if family is Family.TEXT:
+            start, end = end, end + value
+            raw = reader.data[start:end]
+            key = self.names.get(raw) or self._name(raw, head)
+        elif family is Family.INT:
+            key = IntKey(value)
         else:
             raise self._unsupported(f"has a key that is neither text nor an int: {head}")
         if key in container.keys:
@@ -140,24 +143,23 @@ class _Walk:
         container.keys[key] = type(key)
         return key, end
 
-    def _name(self, head: Head) -> Key:
+    def _name(self, raw: bytes, head: Head) -> Key:
         """The text of a key; most stand in a file many times."""
-        raw = self.reader.data[head.body : head.body + head.value]
-        if raw not in self.names:
-            self.names[raw] = decode(self.reader, self.reader.extent(head), "a key")
-        return self.names[raw]
+        return self.names.setdefault(raw, decode(self.reader, self.reader.extent(head), "a key"))
 
     def _value(self, path: Path, offset: int) -> int:
         """Adds the leaf at ``offset``, or opens the container there; tells where the next header begins."""
         self.reader.path = path
         head = self.reader.head(offset, self.size)
-        if head.family in (Family.MAP, Family.ARRAY) and head.value:
+        family, value, _, body, code = head
+        if family in (Family.MAP, Family.ARRAY) and value:
             if len(self.open) == MAX_DEPTH:
                 raise self.reader.damaged(offset, f"at most {MAX_DEPTH} containers inside each other", str(head))
             self.open.append(_Container(path, head, len(self.entries)))
-            return head.body
-        self.entries.append((path, self._entry(head)))
-        return head.body + (head.value if head.family in (Family.TEXT, Family.BYTES, Family.EXT) else 0)
+            return body
+        is_array = family is Family.EXT and code in (EXT_ARRAY, EXT_NUMPY_SCALAR)
+        self.entries.append((path, self._array(head) if is_array else self._entry(head)))
+        return body + (value if family in (Family.TEXT, Family.BYTES, Family.EXT) else 0)
 
     def _close(self, container: _Container) -> None:
         self.reader.path = container.path
@@ -171,6 +173,7 @@ class _Walk:
         self.entries.append((container.path, joined_entry(self.reader, container.head.offset, parts)))
 
     def _entry(self, head: Head) -> Entry:
+        """A leaf that is no array."""
         match head.family:
             case Family.NIL:
                 return Entry(empty_spec("none"))
@@ -183,8 +186,6 @@ class _Walk:
                 return Entry(LeafSpec(LeafKind.TEXT, "str"), (self.reader.extent(head),))
             case Family.BYTES:
                 return Entry(LeafSpec(LeafKind.TEXT, "bytes"), (self.reader.extent(head),))
-            case Family.EXT if head.code in (EXT_ARRAY, EXT_NUMPY_SCALAR):
-                return self._array(head)
             case Family.EXT if head.code == EXT_COMPLEX:
                 return complex_entry(self.reader, head)
             case Family.EXT:
@@ -194,13 +195,14 @@ class _Walk:
 
     def _array(self, head: Head) -> Entry:
         """An array. What stands before its data mostly stands before that of the last one as long, byte for byte."""
-        prefix, like = self.forms.get((head.code, head.value), (b"", None))
-        start = head.body + len(prefix)
-        if like is not None and self.reader.data[head.body : start] == prefix:
-            return Entry(like.spec, (Extent(self.reader.absolute, start, like.extents[0].length),))
+        _, length, _, body, code = head
+        prefix, like = self.forms.get((code, length), (b"", None))
+        start = body + len(prefix)
+        if like is not None and self.reader.data[body:start] == prefix:
+            return Entry(like, (Extent(self.reader.absolute, start, length - len(prefix)),))
         entry = array_entry(self.reader, head)
-        prefix = self.reader.data[head.body : entry.extents[0].offset]
-        self.forms[head.code, head.value] = prefix, entry
+        prefix = self.reader.data[body : entry.extents[0].offset]
+        self.forms[code, length] = prefix, entry.spec
         return entry
 
     def _refuse_placeholder(self, head: Head) -> None:

@@ -137,16 +137,16 @@ class Reader:
         body = offset + 1
         if first in _SIZED:
             family, width = _SIZED[first]
-            value = int.from_bytes(self._take(body, width, end), "big")
-            body += width
+            if family is not Family.EXT:
+                return Head(family, int.from_bytes(self._take(body, width, end), "big"), offset, body + width)
+            sizes = self._take(body, width + 1, end)
+            value = int.from_bytes(sizes[:-1], "big")
         elif 0xD4 <= first <= 0xD8:
-            family, value = Family.EXT, 1 << (first - 0xD4)
+            sizes, value = self._take(body, 1, end), 1 << (first - 0xD4)
         else:
             raise self.damaged(offset, "the start of a msgpack value", f"the byte 0x{first:02x}")
-        if family is not Family.EXT:
-            return Head(family, value, offset, body)
-        code = int.from_bytes(self._take(body, 1, end), "big", signed=True)
-        return Head(family, value, offset, body + 1, code)
+        code = sizes[-1]
+        return Head(Family.EXT, value, offset, body + len(sizes), code if code < 0x80 else code - 0x100)
 
     def _take(self, offset: int, length: int, end: int) -> bytes:
         if offset + length > end:

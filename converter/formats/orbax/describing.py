@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import operator
 import os
 import time
 from collections.abc import Iterable, Mapping
@@ -55,8 +56,8 @@ def write_metadata(directory: FilePath, leaves: Iterable[Described], *, zarr3: b
     """
     leaves = list(leaves)
     has_positions = IndexKey in {type(key) for leaf in leaves for key in leaf.path}
-    order = _order if has_positions else tuple  # names alone sort as they are
-    ordered = sorted(leaves, key=lambda leaf: order(leaf.path))
+    path = operator.attrgetter("path")
+    ordered = sorted(leaves, key=(lambda leaf: _order(leaf.path)) if has_positions else path)  # names sort as they are
     flags: dict[str, Any] = {"use_ocdbt": True, "use_zarr3": zarr3, "custom_metadata": None}
     if all_stored:
         flags["store_array_data_equal_to_fill_value"] = True

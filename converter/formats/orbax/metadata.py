@@ -122,8 +122,9 @@ def _entry(value: Mapping[str, Any], keys: dict[Key, Key]) -> Entry:
     known = keys.setdefault
     listed = value["key_metadata"]
     path = tuple([known(k["key"], k["key"]) if k["key_type"] == _DICT_KEY else _position(k) for k in listed])
-    value_type = value["value_metadata"]["value_type"]
-    inline = bool(value["value_metadata"]["skip_deserialize"]) and value_type not in EMPTY_TYPES
+    noted = value["value_metadata"]
+    value_type = noted["value_type"]
+    inline = bool(noted["skip_deserialize"]) and value_type not in EMPTY_TYPES
     name = ".".join(path)
     if not name.isascii():
         name.encode()  # what is no Unicode text cannot be the name of anything
@@ -146,9 +147,9 @@ def refuse_shared_names(stored: Sequence[tuple[Path, str]]) -> None:
       UnsupportedCheckpoint: some of them share a name.
     """
     # As keys of a database begin, ``a`` and ``a/`` are one name; see ``key_prefix``.
-    counts = Counter([name.removesuffix("/") for _, name in stored])
-    if len(counts) == len(stored):
+    if len({name.removesuffix("/") for _, name in stored}) == len(stored):
         return
+    counts = Counter([name.removesuffix("/") for _, name in stored])
     shared = [
         f"  {format_path(path)} is stored as {name}" for path, name in stored if counts[name.removesuffix("/")] > 1
     ]

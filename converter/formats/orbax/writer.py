@@ -109,7 +109,10 @@ def _with_grids(tree: Tree, writing: Writing) -> tuple[list[tuple[Path, Leaf, Gr
 
 @dataclass(slots=True)
 class _Save:
-    """One save: the values of the database as they come together, and the leaves to be described."""
+    """One save: the values of the database as they come together, and the leaves to be described.
+
+    ``complete`` says whether all chunks of all arrays so far are stored.
+    """
 
     tree: Tree
     destination: FilePath
@@ -118,6 +121,7 @@ class _Save:
     written: Written = field(default_factory=Written)
     values: dict[bytes, Chunk] = field(default_factory=dict)
     described: list[Described] = field(default_factory=list)
+    complete: bool = True
 
     def run(self) -> Written:
         leaves, version = _with_grids(self.tree, self.writing)
@@ -186,6 +190,7 @@ class _Save:
         text = zarr.metadata(leaf.grid.form, version)
         self.values[f"{prefix}{zarr.METADATA_KEYS[version]}".encode()] = text
         array = zarr.parse(text)
+        self.complete = self.complete and len(chunks) == array.number
         for index, chunk in chunks.items():
             self.values[f"{prefix}{array.chunk_key(index)}".encode()] = chunk
         self.described.append(leaf)
@@ -197,8 +202,7 @@ class _Save:
                 if isinstance(value, bytes) and len(value) > MAX_INLINE_BYTES:
                     self.values[key], _ = sink.put([value], len(value))
         write_database(self.destination, self.values)
-        complete = all(leaf.grid is None or leaf.grid.is_complete for leaf in self.described)
-        write_metadata(self.destination, self.described, zarr3=version == "zarr3", all_stored=complete)
+        write_metadata(self.destination, self.described, zarr3=version == "zarr3", all_stored=self.complete)
         texts = {".".join(path): leaf.fetch() for path, leaf in self.tree.items() if leaf.spec.kind is LeafKind.TEXT}
         write_strings(self.destination, texts)
 
