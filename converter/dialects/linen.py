@@ -26,7 +26,7 @@ def boxed_paths(tree: Tree) -> frozenset[Path]:
     A box is a node whose only child is the leaf ``value``. A parameter that is itself called ``value`` looks the same,
     so the checkpoint counts as boxed only if one of Linen's own parameters is.
     """
-    boxes = frozenset([path[:-1] for path in tree if path[-1:] == (BOX_KEY,) and tree.is_alone(path)])
+    boxes = frozenset([path[:-1] for path in tree if path and path[-1] == BOX_KEY and tree.is_alone(path)])
     return boxes if any(box[-1] in BOXED_NAMES for box in boxes if box) else frozenset()
 
 
@@ -36,7 +36,7 @@ def unboxed(tree: Tree) -> tuple[list[tuple[Path, Leaf]], tuple[Ignored, ...]]:
     full: list[tuple[Path, Leaf]] = []
     empty: list[Ignored] = []
     for path, leaf in tree.items():
-        plain = path[:-1] if path[-1:] == (BOX_KEY,) and path[:-1] in boxes else path
+        plain = path[:-1] if boxes and path[-1:] == (BOX_KEY,) and path[:-1] in boxes else path
         if leaf.spec.kind is LeafKind.EMPTY:
             empty.append(Ignored(plain, EMPTY_REASON))
         else:

@@ -310,12 +310,11 @@ def filling(step: Step) -> str:
 
 def _rows(steps: Sequence[Step]) -> Iterator[tuple[str, str, str, str]]:
     """One row for each transfer that has sources: what it makes, what of, what that is, and what is done."""
-    made: dict[int, list[Step]] = {}
+    made: dict[Transfer, list[Step]] = {}
     for step in steps:
         if step.sources or step.spec.kind is LeafKind.EMPTY:
-            made.setdefault(id(step.transfer), []).append(step)
-    for together in made.values():
-        transfer = together[0].transfer
+            made.setdefault(step.transfer, []).append(step)
+    for transfer, together in made.items():
         specs = dict.fromkeys([str(step.spec) for step in together])
         times = f"{len(together)} × " if len(together) > len(specs) else ""
         source = f"← {transfer.names}" if transfer.sources else "←"
