@@ -101,11 +101,9 @@ def _check_lengths(keys: Sequence[bytes], values: Sequence[bytes | Extent]) -> N
     longest = max(keys, key=len, default=b"")
     if len(longest) > MAX_NAME_BYTES:
         raise ValueError(f"a key of {len(longest)} bytes: OCDBT ends at {MAX_NAME_BYTES}")
-    inline = [value for value in values if isinstance(value, bytes)]
-    if max(map(len, inline), default=0) > MAX_INLINE_BYTES:
-        number = next(number for number, value in enumerate(values) if value is max(inline, key=len))
-        length = len(values[number])
-        raise ValueError(f"{keys[number]!r}: a value of {length} bytes has to lie in a file, not in the index")
+    for key, value in zip(keys, values, strict=True):
+        if isinstance(value, bytes) and len(value) > MAX_INLINE_BYTES:
+            raise ValueError(f"{key!r}: a value of {len(value)} bytes has to lie in a file, not in the index")
 
 
 def _data_files(root: str, values: Sequence[bytes | Extent]) -> dict[str, bytes]:
@@ -136,12 +134,8 @@ def _index(
 ) -> tuple[bytes, str, _Node | None]:
     """All nodes one after the other, the path of the file to hold them, and the last of them, which is the root."""
     content, nodes = bytearray(), []
-    costs = [
-        _LEAF_ENTRY_BYTES
-        + len(key)
-        + (len(value) if isinstance(value, bytes) else _EXTENT_BYTES + len(paths[value.file]))
-        for key, value in zip(keys, values, strict=True)
-    ]
+    costs = [len(value) if isinstance(value, bytes) else _EXTENT_BYTES + len(paths[value.file]) for value in values]
+    costs = [_LEAF_ENTRY_BYTES + len(key) + cost for key, cost in zip(keys, costs, strict=True)]
     for start, stop in _ranges(costs, limit, least=1):
         body, stored = _leaf_body(keys[start:stop], values[start:stop], paths)
         frame = wrap(body, NODE_MAGIC, compress=True)
@@ -179,7 +173,6 @@ def _leaf_body(
     keys: Sequence[bytes], values: Sequence[bytes | Extent], paths: Mapping[str, bytes]
 ) -> tuple[bytes, int]:
     """A leaf, and how many bytes of values it has outside."""
-    kinds = [isinstance(value, Extent) for value in values]
     extents = [value for value in values if isinstance(value, Extent)]
     files = sorted({paths[extent.file] for extent in extents})
     numbers = {path: number for number, path in enumerate(files)}
@@ -190,7 +183,7 @@ def _leaf_body(
         spell_numbers([len(keys)]),
         spell_names(keys),
         spell_numbers([value.length if isinstance(value, Extent) else len(value) for value in values]),
-        bytes(kinds),
+        bytes([isinstance(value, Extent) for value in values]),
         spell_numbers([ids[extent.file] for extent in extents]),
         spell_numbers([extent.offset for extent in extents]),
         *(value for value in values if not isinstance(value, Extent)),
