@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Hashable, Iterable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 Row = tuple[str, ...]
@@ -24,7 +25,8 @@ _Cell = tuple[str, ...]
 """The text of a cell cut at its numbers: text, number, text, number, text."""
 
 
-class _Cut(NamedTuple):
+@dataclass(slots=True)
+class _Cut:
     """A row with its cells cut, and the rows that it stands for."""
 
     cells: tuple[_Cell, ...]
@@ -61,7 +63,7 @@ def folded(rows: Iterable[Row], plain: Collection[int] = ()) -> list[Folded]:
             position += 1
         else:  # a merged row has one number less: what stood before it is now at this position
             found = merged
-    return [Folded(tuple(map("".join, cells)), members) for cells, members in found]
+    return [Folded(tuple(map("".join, row.cells)), row.members) for row in found]
 
 
 def fold_names(named: Iterable[tuple[str, Hashable]]) -> list[tuple[str, tuple[int, ...]]]:

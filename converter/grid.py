@@ -10,7 +10,7 @@ import functools
 import itertools
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from converter.stored import Extent
@@ -132,7 +132,8 @@ class Form:
         return itertools.product(*map(range, self.counts))
 
 
-class Grid(NamedTuple):
+@dataclass(slots=True)
+class Grid:
     """An array as it lies on disk.
 
     Attributes:
@@ -171,7 +172,7 @@ class Grid(NamedTuple):
 
     def laid(self, axes: tuple[Axis, ...], order: tuple[int, ...], chunks: Mapping[Index, Chunk]) -> Grid:
         """A grid of other axes whose chunks are encoded as those of this one are."""
-        return self._replace(form=Form(axes, order, self.encoding), chunks=chunks)
+        return Grid(Form(axes, order, self.encoding), chunks, self.linkable, self.origin)
 
 
 # What may be done to a grid without touching bytes; None where the bytes would change. ------------------------------
@@ -204,7 +205,7 @@ def unstacked(grid: Grid, axis: int) -> list[Grid] | None:
     for index, chunk in fine.chunks.items():
         parts[index[axis]][(*index[:axis], *index[axis + 1 :])] = chunk
     form = Form(axes, order, fine.encoding)
-    return [fine._replace(form=form, chunks=chunks) for chunks in parts]
+    return [replace(fine, form=form, chunks=chunks) for chunks in parts]
 
 
 def concatenated(grids: list[Grid], axis: int) -> Grid | None:

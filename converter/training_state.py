@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import ItemsView, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from converter.paths import Path, format_path
@@ -72,7 +73,8 @@ class Slot(NamedTuple):
         return Slot(self.part, collection, path, self.prefix)
 
 
-class Held(NamedTuple):
+@dataclass(slots=True)
+class Held:
     """A leaf of a training state and the path it has in the source checkpoint, as ``inspect`` prints it."""
 
     source: Path

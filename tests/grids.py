@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -111,7 +112,7 @@ def placed(grid: Grid, files: dict[str, bytes]) -> Grid:
         extents[index] = Extent(name, len(content), len(chunk))
         content += chunk + b"between"
     files[name] = content
-    return grid._replace(chunks=extents)
+    return replace(grid, chunks=extents)
 
 
 def fetched(grid: Grid, files: Mapping[str, bytes]) -> Grid:
@@ -120,7 +121,7 @@ def fetched(grid: Grid, files: Mapping[str, bytes]) -> Grid:
     for index, chunk in grid.chunks.items():
         assert isinstance(chunk, Extent)
         chunks[index] = files[chunk.file][chunk.offset :][: chunk.length]
-    return grid._replace(chunks=chunks)
+    return replace(grid, chunks=chunks)
 
 
 def assert_consistent(grid: Grid) -> None:

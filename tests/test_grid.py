@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ml_dtypes
@@ -172,7 +173,7 @@ GRID = encoded(numbered((4, 6)), (2, 3), mesh=["data", None])
 
 
 def with_encoding(encoding: Encoding) -> Grid:
-    return GRID._replace(form=Form(GRID.axes, GRID.order, encoding))
+    return replace(GRID, form=Form(GRID.axes, GRID.order, encoding))
 
 
 @pytest.mark.parametrize(
@@ -182,7 +183,7 @@ def with_encoding(encoding: Encoding) -> Grid:
         with_encoding(Encoding("<u2")),
         with_encoding(GRID.encoding._replace(container="zarr3")),
         with_encoding(GRID.encoding._replace(details="{}")),
-        GRID._replace(linkable=True),
+        replace(GRID, linkable=True),
         encoded(numbered((4, 6)), (2, 3), (1, 0), mesh=["data", None]),
         encoded(numbered((4, 5)), (2, 3), mesh=["data", None]),
         encoded(numbered((4, 6)), (2, 6), mesh=["data", None]),
@@ -219,7 +220,7 @@ def test_what_is_cut_is_consecutive():
     ]
     assert unstacked(grid, 1) is None
     assert unstacked(encoded(numbered((3, 2)), (4, 2), (1, 0)), 1) is not None
-    away = grid._replace(chunks={(0, 0): Extent("/data", 100, 16)})
+    away = replace(grid, chunks={(0, 0): Extent("/data", 100, 16)})
     assert [part.chunks for part in unstacked(away, 0) or []] == [
         {(0,): Extent("/data", 100, 4)},
         {(0,): Extent("/data", 104, 4)},
@@ -333,7 +334,7 @@ def test_what_was_written_at_a_time():
     "other",
     [
         with_encoding(COMPRESSED),
-        GRID._replace(linkable=True),
+        replace(GRID, linkable=True),
         encoded(numbered((4, 6)), (2, 3), (1, 0), mesh=["data", None]),
         encoded(numbered((4, 6)), (1, 3), mesh=["data", None]),
         encoded(numbered((4, 6)), (4, 3), mesh=["data", None]),

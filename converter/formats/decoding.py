@@ -11,6 +11,7 @@ import math
 import struct
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from converter import scratch
@@ -148,7 +149,7 @@ def _unsharded(grid: Grid) -> Grid:
             chunks[place] = part_of(chunk, offset, length)
     axes = tuple(axis._replace(chunk=axis.inner, inner=0) for axis in grid.axes)
     form = Form(axes, grid.order, grid.encoding._replace(sharded=False))
-    return grid._replace(form=form, chunks=chunks)
+    return replace(grid, form=form, chunks=chunks)
 
 
 def _shard_table(chunk: Chunk, number: int) -> tuple[int, ...]:

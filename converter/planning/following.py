@@ -7,8 +7,7 @@ such mirror gets the same operation as the parameters, as long as it holds one v
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import replace
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 from converter.dialects.opt_state import EMPTY_NODE
 from converter.folding import fold
@@ -28,7 +27,8 @@ WHOLE = "v"
 """Its third field: moments of parameters that are too small to be factored, placeholders for the others."""
 
 
-class Made(NamedTuple):
+@dataclass(slots=True)
+class Made:
     """A leaf of the target: where it belongs, and which result of which transfer it is."""
 
     slot: Slot

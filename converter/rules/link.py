@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from converter.paths import Path, format_path
 from converter.rules.operations import REWRAP, Operation
@@ -22,7 +22,8 @@ def format_name(name: Name) -> str:
     return format_path((collection, *path) if collection else path)
 
 
-class Link(NamedTuple):
+@dataclass(slots=True)
+class Link:
     """Source variables, target variables, and the operation that makes these from those.
 
     Attributes:

@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -336,16 +337,16 @@ def test_garbled_shards(tmp_path: Path, place: int, change: int, cut: int) -> No
     data[place % len(data)] ^= change
     grid = grid_of(directory, "zarr3")
     with contextlib.suppress(UnreadableCheckpoint):
-        decoding.read(grid._replace(chunks={(0, 0): bytes(data[: len(data) - cut])}))
+        decoding.read(replace(grid, chunks={(0, 0): bytes(data[: len(data) - cut])}))
 
 
 def test_files_that_are_missing_or_too_short(tmp_path: Path) -> None:
     file = tmp_path / "file"
     grid = one_chunk(b"", "", 1000)
-    refused(grid._replace(chunks={(0,): Extent(str(file), 0, 1000)}), tmp_path)
+    refused(replace(grid, chunks={(0,): Extent(str(file), 0, 1000)}), tmp_path)
     file.write_bytes(bytes(999))
-    refused(grid._replace(chunks={(0,): Extent(str(file), 0, 1000)}), tmp_path)
-    refused(grid._replace(chunks={(0,): Extent(str(file), 5000, 1000)}), tmp_path)
+    refused(replace(grid, chunks={(0,): Extent(str(file), 0, 1000)}), tmp_path)
+    refused(replace(grid, chunks={(0,): Extent(str(file), 5000, 1000)}), tmp_path)
     forget_files()
 
 

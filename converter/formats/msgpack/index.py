@@ -10,7 +10,7 @@ import math
 import mmap
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from converter import scratch
 from converter.dtypes import numpy_dtype
@@ -127,7 +127,7 @@ class _Walk:
         reader = self.reader
         reader.path = container.path
         head = reader.head(offset, self.size)
-        family, value, _, end, _ = head
+        family, value, end = head.family, head.value, head.body
         if family is Family.TEXT:
             start, end = end, end + value
             raw = reader.data[start:end]
@@ -151,13 +151,13 @@ class _Walk:
         """Adds the leaf at ``offset``, or opens the container there; tells where the next header begins."""
         self.reader.path = path
         head = self.reader.head(offset, self.size)
-        family, value, _, body, code = head
+        family, value, body = head.family, head.value, head.body
         if family in (Family.MAP, Family.ARRAY) and value:
             if len(self.open) == MAX_DEPTH:
                 raise self.reader.damaged(offset, f"at most {MAX_DEPTH} containers inside each other", str(head))
             self.open.append(_Container(path, head, len(self.entries)))
             return body
-        is_array = family is Family.EXT and code in (EXT_ARRAY, EXT_NUMPY_SCALAR)
+        is_array = family is Family.EXT and head.code in (EXT_ARRAY, EXT_NUMPY_SCALAR)
         self.entries.append((path, self._array(head) if is_array else self._entry(head)))
         return body + (value if family in (Family.TEXT, Family.BYTES, Family.EXT) else 0)
 
@@ -195,7 +195,7 @@ class _Walk:
 
     def _array(self, head: Head) -> Entry:
         """An array. What stands before its data mostly stands before that of the last one as long, byte for byte."""
-        _, length, _, body, code = head
+        length, body, code = head.value, head.body, head.code
         prefix, like = self.forms.get((code, length), (b"", None))
         start = body + len(prefix)
         if like is not None and self.reader.data[body:start] == prefix:
@@ -312,7 +312,8 @@ class MappedLeaves:
         return np.frombuffer(self._reader.data, dtype, extent.length // dtype.itemsize, extent.offset)
 
 
-class _MappedLeaf(NamedTuple):
+@dataclass(slots=True)
+class _MappedLeaf:
     """A leaf, with all that it takes to find it."""
 
     spec: LeafSpec

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from converter.dtypes import is_common_dtype, item_size, numpy_dtype
 from converter.errors import UnsupportedCheckpoint
@@ -27,7 +28,8 @@ MAX_AXES = 64
 MAX_BYTES = 2**63 - 1
 
 
-class Entry(NamedTuple):
+@dataclass(slots=True)
+class Entry:
     """One leaf in the file.
 
     Attributes:

@@ -11,8 +11,9 @@ import mmap
 import os
 import struct
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path as FilePath
-from typing import Any, NamedTuple
+from typing import Any
 
 from converter.errors import UnreadableCheckpoint
 from converter.paths import Path, format_path
@@ -41,7 +42,8 @@ class Family(enum.Enum):
     EXT = "an extension"
 
 
-class Head(NamedTuple):
+@dataclass(slots=True)
+class Head:
     """A header.
 
     ``value`` is the value itself of nil, a bool, an int or a float, the number of items of an array or a map, and the

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path as FilePath
-from typing import Any, NamedTuple
+from typing import Any
 
 from converter.errors import UnreadableCheckpoint
 from converter.formats.checkpoint import PLAIN, PYTREE, Checkpoint, Progress, Strategy, Writing, Written
@@ -229,7 +230,8 @@ def _leaves(
             yield entry.path, LazyLeaf(LeafSpec(LeafKind.TEXT, "str"), partial(strings.__getitem__, entry))
 
 
-class _StoredArray(NamedTuple):
+@dataclass(slots=True)
+class _StoredArray:
     """The leaf of an array, with all that it takes to find it."""
 
     spec: LeafSpec

@@ -11,11 +11,12 @@ import operator
 import os
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path as FilePath
-from typing import Any, NamedTuple
+from typing import Any
 
 from converter.formats.orbax.layout import COMMITTED
-from converter.formats.orbax.metadata import METADATA_FILE, SHARDING_FILE, SavedArray, sharding_key
+from converter.formats.orbax.metadata import METADATA_FILE, NUMPY_ARRAY, SHARDING_FILE, SavedArray, sharding_key
 from converter.grid import Grid
 from converter.paths import IndexKey, Path
 from converter.tree import LeafKind, LeafSpec
@@ -27,7 +28,8 @@ _json = json.JSONEncoder().encode
 """As ``json.dumps``, which looks at its options each time."""
 
 
-class Described(NamedTuple):
+@dataclass(slots=True)
+class Described:
     """A leaf as it is described in the files.
 
     Attributes:
@@ -40,7 +42,7 @@ class Described(NamedTuple):
     path: Path
     spec: LeafSpec
     grid: Grid | None = None
-    saved: SavedArray = SavedArray("np.ndarray")
+    saved: SavedArray = NUMPY_ARRAY
 
     @property
     def name(self) -> str:

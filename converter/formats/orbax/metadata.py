@@ -42,7 +42,8 @@ _COPY_AGAIN = "Copy the checkpoint again, or use another step."
 _WITHOUT_ARRAYS = frozenset({*EMPTY_TYPES, "string"})
 
 
-class Entry(NamedTuple):
+@dataclass(slots=True)
+class Entry:
     """One leaf as Orbax lists it.
 
     Attributes:
@@ -194,6 +195,10 @@ class SavedArray(NamedTuple):
         """The mesh axes of each axis of the array (a name, names, or None); there may be fewer than axes."""
         spec = self.sharding.get("partition_spec") if self.sharding else None
         return tuple(map(_mesh_axes, spec)) if isinstance(spec, list) else ()
+
+
+NUMPY_ARRAY = SavedArray("np.ndarray")
+"""What Orbax notes of arrays that were on no device."""
 
 
 def _mesh_axes(noted: Any) -> str | tuple[str, ...] | None:

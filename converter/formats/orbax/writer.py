@@ -29,7 +29,7 @@ from converter.formats.orbax.describing import (
     write_strings,
 )
 from converter.formats.orbax.limits import refuse_unsupported
-from converter.formats.orbax.metadata import SavedArray, key_prefix
+from converter.formats.orbax.metadata import NUMPY_ARRAY, SavedArray, key_prefix
 from converter.formats.orbax.surroundings import ALONE, Surroundings, mark
 from converter.formats.sharing import SharedFiles
 from converter.formats.streaming import ARRAYS, digest_function, in_turn, leaf_pieces, whole_or_nothing
@@ -315,7 +315,7 @@ def _like_the_others(grids: Iterable[Grid]) -> SavedArray:
         saved = grid.origin
         if isinstance(saved, SavedArray) and (saved.sharding or {}).get("sharding_type") == "SingleDeviceSharding":
             return SavedArray("jax.Array", is_listed=saved.is_listed, sharding=saved.sharding)
-    return SavedArray("np.ndarray")
+    return NUMPY_ARRAY
 
 
 def _saved(spec: LeafSpec, like: SavedArray) -> SavedArray:

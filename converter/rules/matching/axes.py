@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from converter.rules.link import format_name
 from converter.rules.matching.board import Board, Piece
@@ -27,7 +28,7 @@ def settle_axes(board: Board, evidence: Evidence) -> str:
     names = ", ".join(format_name(piece.linen[0]) for piece in doubtful[:6])
     objection = ""
     for chosen in _choices(board, doubtful):
-        turned = [piece._replace(to_nnx=chosen) if piece in doubtful else piece for piece in board.pieces]
+        turned = [replace(piece, to_nnx=chosen) if piece in doubtful else piece for piece in board.pieces]
         found = evidence.confirm(turned)
         objection = objection or found
         if not found:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from converter.paths import Path
 from converter.rules.layers import Part, nnx_parts
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     from converter.models import Model
 
 
-class Piece(NamedTuple):
+@dataclass(slots=True)
+class Piece:
     """Variables of Linen that are variables of NNX, and the operation that makes these from those.
 
     Attributes:
@@ -75,7 +77,7 @@ class Board:
     def settle(self, piece: Piece) -> None:
         """Takes note of a piece; its variables are no longer free."""
         # The keys of the model itself: a module behind the bridge of flax.nnx has ints and tuples among them.
-        self.pieces.append(piece._replace(linen=tuple(self._own_linen.get(name, name) for name in piece.linen)))
+        self.pieces.append(replace(piece, linen=tuple(self._own_linen.get(name, name) for name in piece.linen)))
         self.give_up(piece.linen, piece.nnx)
 
     def give_up(self, linen: Iterable[Name], nnx: Iterable[Name]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from converter.rules.matching.board import Board
 from converter.rules.matching.evidence import Evidence
 
@@ -28,5 +30,5 @@ def pair_by_alignment(board: Board, evidence: Evidence) -> str:
             return "aligning the models: not all of their variables are in the checkpoint"
     board.pieces.clear()
     for aligned in alignment.found:
-        board.settle(aligned.piece._replace(confidence=aligned.confidence.value))
+        board.settle(replace(aligned.piece, confidence=aligned.confidence.value))
     return ""

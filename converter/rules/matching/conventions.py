@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from converter.paths import Path
@@ -62,7 +63,7 @@ def nnx_pieces(linen: Mapping[Name, LeafSpec], linen_model: Model | None) -> lis
         else:
             piece = Piece((name,), ((name[0], _nnx_path(name, wrappers, cells)),))
         if piece is not None and items:
-            piece = piece._replace(nnx=tuple((collection, _with_items(path, items)) for collection, path in piece.nnx))
+            piece = replace(piece, nnx=tuple((collection, _with_items(path, items)) for collection, path in piece.nnx))
         if piece is not None:
             pieces[name] = piece
     return list(pieces.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from converter.rules.link import Name
@@ -40,7 +41,7 @@ def fitted(board: Board, piece: Piece, evidence: Evidence | None) -> Piece | Non
         return None
     if len(made) == len(nnx) == len(linen) == 1 and piece.to_nnx == REWRAP:
         adapted = _adapted(board, piece, evidence)
-        return None if adapted is None else piece._replace(to_nnx=adapted)
+        return None if adapted is None else replace(piece, to_nnx=adapted)
     return piece if len(made) == len(nnx) and all(map(same_shape, made, nnx)) else None
 
 
