@@ -544,6 +544,7 @@ UNSUPPORTED = {
         "layer/w: the dtype 'finfo' is unknown to NumPy",
     ),
     "extension type": (packed(msgpack.Timestamp(5)), "layer/w is 4 bytes of extension type -1; flax knows"),
+    "long extension": (packed(msgpack.Timestamp(2**40)), "layer/w is 12 bytes of extension type -1; flax knows"),
     "bytes key": (msgpack.packb({"a": {b"k": 1}}), "a has a key that is neither text nor an int: 1 byte"),
     "float key": (msgpack.packb({1.5: 1}), "has a key that is neither text nor an int: a float (1.5)"),
     "int and text key": (msgpack.packb({1: 2, "1": 3}), "has both the int 1 and the text '1' as a key"),

@@ -21,8 +21,9 @@ import pytest
 from converter.errors import (
     UnreadableCheckpoint,
 )
+from converter.grid import Grid
 from converter.paths import IndexKey
-from converter.tree import array_spec
+from converter.tree import Leaf, array_spec
 from tests.formats.orbax.support import (
     FORMAT,
     ORBAX,
@@ -167,6 +168,32 @@ def test_reads_arrays_of_many_chunks(tmp_path: FilePath) -> None:
     )
     for name in ("ocdbt", "files", "zarr3"):
         assert_reads(FORMAT.open(tmp_path / name), expected)
+
+
+def test_arrays_that_lie_alike_share_their_form(tmp_path: FilePath) -> None:
+    for name in "ab":
+        arrays = {"0": jnp.ones((2, 3)), "1": jnp.zeros((2, 3)), "2": jnp.ones((3, 2)), "3": jnp.ones((2, 3), "int32")}
+        standard(tmp_path / name, arrays)
+    forms = [grid_of(leaf).form for name in "ab" for leaf in FORMAT.open(tmp_path / name).tree.values()]
+    assert len(set(forms)) == 3
+    assert forms[0] is forms[1] is forms[4] is forms[5]
+
+
+def test_what_one_process_wrote_at_a_time_is_of_the_form(tmp_path: FilePath) -> None:
+    standard(tmp_path / "saved", {"a": jnp.ones((2, 3)), "b": jnp.ones((2, 3))})
+    file = tmp_path / "saved" / "array_metadatas" / "process_0"
+    noted = json.loads(file.read_text())
+    noted["array_metadatas"][0]["array_metadata"]["write_shape"] = [1, 3]
+    file.write_text(json.dumps(noted))
+    a, b = (grid_of(leaf).form for leaf in FORMAT.open(tmp_path / "saved").tree.values())
+    assert a != b
+    assert [[axis.write for axis in form.axes] for form in (a, b)] == [[1, 3], [2, 3]]
+
+
+def grid_of(leaf: Leaf) -> Grid:
+    grid = leaf.grid()
+    assert grid is not None
+    return grid
 
 
 def test_what_is_noted_of_one_array_is_not_taken_for_that_of_another(tmp_path: FilePath) -> None:
