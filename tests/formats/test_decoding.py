@@ -352,7 +352,7 @@ def test_files_that_are_missing_or_too_short(tmp_path: Path) -> None:
 
 def test_a_file_that_was_replaced_is_read_anew(tmp_path: Path) -> None:
     file, new = tmp_path / "file", tmp_path / "new"
-    grid = one_chunk(b"", "", 3)._replace(chunks={(0,): Extent(str(file), 0, 3)})
+    grid = replace(one_chunk(b"", "", 3), chunks={(0,): Extent(str(file), 0, 3)})
     file.write_bytes(b"old")
     assert joined(grid) == b"old"
     new.write_bytes(b"new")
