@@ -86,5 +86,6 @@ def wrap(body: bytes, magic: int, *, compress: bool) -> bytes:
 
         body = zstandard.ZstdCompressor(level=1).compress(body)
     length = _SHORTEST + len(body)
-    frame = _HEAD.pack(magic, length.to_bytes(8, "little")) + bytes([0, _ZSTD if compress else _RAW]) + body
-    return frame + _CHECKSUM.pack(google_crc32c.value(frame))
+    head = _HEAD.pack(magic, length.to_bytes(8, "little")) + bytes([0, _ZSTD if compress else _RAW])
+    checksum = google_crc32c.extend(google_crc32c.value(head), body)
+    return b"".join((head, body, _CHECKSUM.pack(checksum)))

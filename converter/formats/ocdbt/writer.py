@@ -131,7 +131,7 @@ def _data_files(root: str, values: Sequence[bytes | Extent]) -> dict[str, bytes]
 
 def _index(
     keys: Sequence[bytes], values: Sequence[bytes | Extent], paths: Mapping[str, bytes], limit: int
-) -> tuple[bytes, str, _Node | None]:
+) -> tuple[bytearray, str, _Node | None]:
     """All nodes one after the other, the path of the file to hold them, and the last of them, which is the root."""
     content, nodes = bytearray(), []
     costs = [len(value) if isinstance(value, bytes) else _EXTENT_BYTES + len(paths[value.file]) for value in values]
@@ -154,7 +154,7 @@ def _index(
             parents.append(_parent(children, len(content), len(frame)))
             content += frame
         nodes = parents
-    return bytes(content), name, nodes[0] if nodes else None
+    return content, name, nodes[0] if nodes else None
 
 
 def _ranges(costs: Sequence[int], limit: int, least: int) -> Iterator[tuple[int, int]]:
@@ -237,7 +237,7 @@ def _manifest(name: str, top: _Node | None, limit: int) -> bytes:
 # Files -----------------------------------------------------------------------------------------------------------
 
 
-def _put(file: str, content: bytes) -> None:
+def _put(file: str, content: bytes | bytearray) -> None:
     """Makes a file appear complete. One of that name is replaced, not written to: other directories may link to it."""
     unfinished = f"{file}.tmp"
     try:

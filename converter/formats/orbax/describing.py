@@ -24,6 +24,9 @@ from converter.tree import LeafKind, LeafSpec
 EMPTY_NAMES: Mapping[str, str] = {"none": "None", "dict": "Dict", "list": "List", "tuple": "Tuple", "node": "None"}
 """Orbax's names of empty nodes. ``node`` stands for an empty named tuple, whose class no file knows."""
 
+_TOGETHER = 1000
+"""Leaves whose description is in memory at a time."""
+
 _json = json.JSONEncoder().encode
 """As ``json.dumps``, which looks at its options each time."""
 
@@ -63,8 +66,12 @@ def write_metadata(directory: FilePath, leaves: Iterable[Described], *, zarr3: b
     flags: dict[str, Any] = {"use_ocdbt": True, "use_zarr3": zarr3, "custom_metadata": None}
     if all_stored:
         flags["store_array_data_equal_to_fill_value"] = True
-    tree = ", ".join(map(_tree_entry, ordered))
-    (directory / METADATA_FILE).write_text(f'{{"tree_metadata": {{{tree}}}, {json.dumps(flags)[1:]}')
+    with open(directory / METADATA_FILE, "w", encoding="ascii") as file:
+        file.write('{"tree_metadata": {')
+        for start in range(0, len(ordered), _TOGETHER):
+            entries = ", ".join(map(_tree_entry, ordered[start : start + _TOGETHER]))
+            file.write(f", {entries}" if start else entries)
+        file.write(f"}}, {json.dumps(flags)[1:]}")
     arrays = [leaf for leaf in ordered if leaf.grid is not None]
     shardings = {
         sharding_key(leaf.name): json.dumps(_sharding(leaf, leaf.saved.sharding))
