@@ -5,6 +5,7 @@ A frame is ``magic (4 bytes) · length of the frame (8) · version · compressio
 
 from __future__ import annotations
 
+import contextlib
 import struct
 
 from converter.errors import UnsupportedCheckpoint
@@ -50,18 +51,26 @@ def unwrap(frame: bytes, magic: int, place: str, allowance: Allowance) -> Cursor
             f"{place}: expected version 0 of the format, compression 0 or 1, found {version} and {compression}.",
             "It was written by a TensorStore newer than this program: upgrade flax-convert.",
         )
-    body = cursor.take(cursor.left)
     if compression == _ZSTD:
-        body = _decompressed(body, place, allowance)
-    else:
-        allowance.spend(len(body), place)
-    return Cursor(body, place, allowance)
+        compressed = memoryview(cursor.data)[cursor.position :]
+        return Cursor(_decompressed(compressed, place, allowance), place, allowance)
+    allowance.spend(cursor.left, place)
+    return Cursor(cursor.take(cursor.left), place, allowance)
 
 
-def _decompressed(body: bytes, place: str, allowance: Allowance) -> bytes:
-    """Piece by piece: frames by TensorStore often do not tell their size, and others need not tell the truth."""
+def _decompressed(body: memoryview, place: str, allowance: Allowance) -> bytes:
+    """All at once where the frame tells its size, else, and where anything is wrong, piece by piece.
+
+    Frames by TensorStore often do not tell their size, and others need not tell the truth.
+    """
     import zstandard
 
+    with contextlib.suppress(zstandard.ZstdError):
+        size = zstandard.frame_content_size(body)
+        if 0 < size <= allowance.left:
+            whole = zstandard.ZstdDecompressor().decompress(body, allow_extra_data=False)
+            allowance.spend(size, place)
+            return whole
     decompressor = zstandard.ZstdDecompressor().decompressobj()
     pieces = []
     try:

@@ -67,15 +67,18 @@ class Cursor:
 
     def take(self, count: int) -> bytes:
         """The next ``count`` bytes."""
+        self._pass(count)
+        return self.data[self.position - count : self.position]
+
+    def _pass(self, count: int) -> None:
         if count > self.left:
             raise self.damaged(f"{count} more bytes", str(self.left))
         self.position += count
-        return self.data[self.position - count : self.position]
 
     def pieces(self, lengths: Sequence[int]) -> list[bytes]:
         """The next bytes, in pieces of these lengths."""
         data, first = self.data, self.position
-        self.take(sum(lengths))
+        self._pass(sum(lengths))
         return [data[start:end] for start, end in pairwise(accumulate(lengths, initial=first))]
 
     def number(self) -> int:

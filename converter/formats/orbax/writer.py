@@ -96,15 +96,16 @@ def _with_grids(tree: Tree, writing: Writing) -> tuple[list[tuple[Path, Leaf, Gr
 
     It is ``zarr2``, as Orbax writes by default, unless the first array that knows better lies as zarr 3.
     """
-    leaves = [(path, leaf, leaf.grid()) for path, leaf in tree.items()]
-    containers = (grid.form.encoding.container for _, _, grid in leaves if grid is not None)
+    grids = [leaf.grid() for leaf in tree.values()]
+    containers = (grid.form.encoding.container for grid in grids if grid is not None)
     version = next(filter(None, containers), "zarr2")
 
     def stays(grid: Grid) -> bool:
         """Arrays of an Orbax checkpoint keep their compression; of others it is the user's choice."""
         return zarr.can_hold(grid, version) and not (writing.compress and not grid.encoding.container)
 
-    return [(path, leaf, grid if grid is None or stays(grid) else None) for path, leaf, grid in leaves], version
+    staying = (grid if grid is not None and stays(grid) else None for grid in grids)
+    return list(zip(tree, tree.values(), staying, strict=True)), version
 
 
 @dataclass(slots=True)

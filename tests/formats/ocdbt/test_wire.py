@@ -252,17 +252,35 @@ def test_frames_with_a_damaged_body(body: bytes, problem: str) -> None:
         body_of(signed(b"\0\1" + body))
 
 
-def test_frames_that_do_not_tell_their_size() -> None:
+def without_size(body: bytes) -> bytes:
     compressor = zstandard.ZstdCompressor().compressobj()
-    body = compressor.compress(b"abc" * 1000) + compressor.flush()
-    assert zstandard.frame_content_size(body) == -1
-    assert body_of(signed(b"\0\1" + body)) == b"abc" * 1000
+    compressed = compressor.compress(body) + compressor.flush()
+    assert zstandard.frame_content_size(compressed) == -1
+    return compressed
 
 
-@pytest.mark.parametrize("compress", [False, True])
-def test_frames_larger_than_allowed(compress: bool) -> None:
-    frame = wrap(bytes(2**20), NODE_MAGIC, compress=compress)
-    needed = 2**21 if compress else 2**20
+def test_frames_that_do_not_tell_their_size() -> None:
+    assert body_of(signed(b"\0\1" + without_size(b"abc" * 1000))) == b"abc" * 1000
+
+
+@pytest.mark.parametrize("told", [b"\x10", b"\x30"])
+def test_frames_that_tell_another_size(told: bytes) -> None:
+    body = zstandard.ZstdCompressor().compress(bytes(32))
+    assert body[4:6] == b"\x20\x20"  # a single segment of 32 bytes
+    with pytest.raises(UnreadableCheckpoint, match="expected a zstd frame, found"):
+        body_of(signed(b"\0\1" + body[:5] + told + body[6:]))
+
+
+@pytest.mark.parametrize(
+    ("frame", "needed"),
+    [
+        (wrap(bytes(2**20), NODE_MAGIC, compress=False), 2**20),
+        (wrap(bytes(2**20), NODE_MAGIC, compress=True), 2**20),
+        (signed(b"\0\1" + without_size(bytes(2**20))), 2**21),
+    ],
+    ids=["raw", "compressed", "compressed without size"],
+)
+def test_frames_larger_than_allowed(frame: bytes, needed: int) -> None:
     assert body_of(frame, needed) == bytes(2**20)
     with pytest.raises(UnsupportedCheckpoint, match=r"the file: .* needs more memory than the 0\.00\d+ GiB allowed"):
         body_of(frame, needed - 1)
