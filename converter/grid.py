@@ -132,6 +132,11 @@ class Form:
         return itertools.product(*map(range, self.counts))
 
 
+def whole(shape: tuple[int, ...], encoding: Encoding) -> Form:
+    """An array in one chunk, its elements in C order."""
+    return Form(tuple([Axis(size, max(size, 1), size) for size in shape]), tuple(range(len(shape))), encoding)
+
+
 @dataclass(slots=True)
 class Grid:
     """An array as it lies on disk.

@@ -36,7 +36,7 @@ def unboxed(tree: Tree) -> tuple[list[tuple[Path, Leaf]], tuple[Ignored, ...]]:
     full: list[tuple[Path, Leaf]] = []
     empty: list[Ignored] = []
     for path, leaf in tree.items():
-        plain = path[:-1] if boxes and path[-1:] == (BOX_KEY,) and path[:-1] in boxes else path
+        plain = path[:-1] if path[-1:] == (BOX_KEY,) and path[:-1] in boxes else path
         if leaf.spec.kind is LeafKind.EMPTY:
             empty.append(Ignored(plain, EMPTY_REASON))
         else:

@@ -78,7 +78,7 @@ class NnxLayout:
         wrapper = (self.suffix,) if self.suffix else ()
         inner = tuple(map(str, (*slot.prefix, *slot.path)))
         match slot.part:
-            case Part.VARIABLES if self.bare and inner in self.bare and self.model is not None:
+            case Part.VARIABLES if inner in self.bare and self.model is not None:
                 return (*self.model, *inner)
             case Part.VARIABLES:
                 return None if self.model is None else (*self.model, *inner, *wrapper)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 from converter.formats import decoding, zarr
-from converter.grid import Axis, Encoding, Form, Grid, Index
+from converter.grid import Encoding, Form, Grid, Index, whole
 from converter.stored import Extent
 from converter.tree import LazyLeaf, Leaf, LeafKind, LeafSpec
 
@@ -33,10 +34,10 @@ def raw_grid(spec: LeafSpec, extent: Extent, dtype: str = "", *, fortran: bool =
 @functools.lru_cache(maxsize=4096)
 def _raw_form(spec: LeafSpec, dtype: str, fortran: bool) -> tuple[Form, tuple[Index, ...]]:
     """How such arrays lie, and the places of their chunks: one, or none where there is nothing in it."""
-    axes = tuple(Axis(size, max(size, 1), size) for size in spec.shape)
-    order = tuple(range(len(axes)))
-    form = Form(axes, order[::-1] if fortran else order, Encoding(dtype or zarr.type_string(spec.dtype)))
-    return form, ((0,) * len(axes),) if spec.size else ()
+    form = whole(spec.shape, Encoding(dtype or zarr.type_string(spec.dtype)))
+    if fortran:
+        form = replace(form, order=form.order[::-1])
+    return form, ((0,) * len(spec.shape),) if spec.size else ()
 
 
 def _fetch(spec: LeafSpec, grid: functools.partial[Grid]) -> Any:

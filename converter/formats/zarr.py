@@ -7,7 +7,6 @@ are those of the specifications zarr 2 (``.zarray``) and zarr 3 (``zarr.json``, 
 from __future__ import annotations
 
 import functools
-import itertools
 import json
 import math
 import re
@@ -55,11 +54,6 @@ class ZarrArray:
         return dtype_name(self.encoding.dtype)
 
     @functools.cached_property
-    def counts(self) -> tuple[int, ...]:
-        """How many chunks there are along each axis."""
-        return tuple(-(-size // chunk) for size, chunk in zip(self.shape, self.chunks, strict=True))
-
-    @functools.cached_property
     def chunk_nbytes(self) -> int:
         """Bytes of a chunk of bare elements."""
         return math.prod(self.chunks) * item_size(self.dtype)
@@ -67,7 +61,7 @@ class ZarrArray:
     @functools.cached_property
     def number(self) -> int:
         """How many chunks there are."""
-        return math.prod(self.counts)
+        return self.form().number
 
     def places(self) -> Iterable[tuple[Index, str]]:
         """Every place of the grid, in C order, with the key of its chunk."""
@@ -78,29 +72,20 @@ class ZarrArray:
         return tuple(self._places())
 
     def _places(self) -> Iterator[tuple[Index, str]]:
-        return ((index, self._chunk_key(index)) for index in itertools.product(*map(range, self.counts)))
+        return ((index, self.chunk_key(index)) for index in self.form().indices())
 
     def chunk_key(self, index: Index) -> str:
         """What a chunk is called below the array's name."""
-        return self._only_place[0][1] if self.number == 1 else self._chunk_key(index)
-
-    def _chunk_key(self, index: Index) -> str:
         if self.encoding.container == "zarr3":
             return self.separator.join(["c", *map(str, index)])
         return self.separator.join(map(str, index)) if index else "0"
 
     def form(self, write: tuple[int, ...] = (), mesh: tuple[str | tuple[str, ...] | None, ...] = ()) -> Form:
         """How the array lies, with what Orbax knows of its axes in addition."""
-        if not mesh and (not write or write == self.chunks):
-            return self._form
         known = self._forms.get((write, mesh))
         if known is None:
             known = self._forms[write, mesh] = Form(self._axes(write, mesh), self.order, self.encoding)
         return known
-
-    @functools.cached_property
-    def _form(self) -> Form:
-        return Form(self._axes((), ()), self.order, self.encoding)
 
     @functools.cached_property
     def _forms(self) -> dict[Any, Form]:

@@ -38,7 +38,7 @@ class Transfer:
         self.sources = tuple(sources)
         self.confidence = ""
         self._specs: tuple[LeafSpec, ...] | None = None
-        self._made: dict[int, Any] | None = None
+        self._made: dict[int, Any] = {}
         # Several threads may take results. What only gets another name is its own result.
         self._lock = None if operation is REWRAP else threading.Lock()
         self._grids: Sequence[Grid | None] | None = None
@@ -61,16 +61,12 @@ class Transfer:
     def grid(self, output: int) -> Grid | None:
         """How a result lies on disk while its bytes are still those of the sources; None where they have to be made."""
         if self._grids is None:
-            grids = [held.leaf.grid() for held in self.sources]
-            self._grids = grids if self._lock is None else self._regridded(grids)
+            known = [grid for held in self.sources if (grid := held.leaf.grid()) is not None]
+            complete = bool(known) and len(known) == len(self.sources)
+            # A PRNG key and its words are told apart by the spec; no operation but renaming makes one of the other.
+            made = self.operation.regrid(known, self._source_specs) if complete else None
+            self._grids = made if made is not None else [None] * len(self.specs)
         return self._grids[output]
-
-    def _regridded(self, grids: Sequence[Grid | None]) -> Sequence[Grid | None]:
-        known = [grid for grid in grids if grid is not None]
-        complete = bool(known) and len(known) == len(grids)
-        # A PRNG key and its words are told apart by the spec; no operation but renaming makes one of the other.
-        made = self.operation.regrid(known, self._source_specs) if complete else None
-        return made if made is not None else [None] * len(self.specs)
 
     def take(self, output: int) -> Any:
         """One of the results."""
@@ -78,7 +74,7 @@ class Transfer:
             with self._in_bounds():
                 return self.sources[output].leaf.fetch()
         with self._lock:
-            if self._made is None or output not in self._made:
+            if output not in self._made:
                 self._made = dict(enumerate(self._results()))
             return self._made.pop(output)
 

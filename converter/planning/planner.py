@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -130,10 +130,8 @@ def plan_state(source: Dialect, lifted: Lifted, request: Request) -> Plan:
     )
 
 
-def _refuse_collisions(made: Collection[Made], findings: Findings) -> None:
+def _refuse_collisions(made: Iterable[Made], findings: Findings) -> None:
     """Two leaves under one name: the second is refused by the names of both."""
-    if len({leaf.slot for leaf in made}) == len(made):
-        return
     seen: dict[Slot, Made] = {}
     for leaf in made:
         first = seen.setdefault(leaf.slot, leaf)

@@ -152,9 +152,7 @@ def slashed_key(path: Path) -> Path | None:
 def tuple_key(name: Name) -> Path | None:
     """The reverse of ``slashed_key``: the path in NNX of a Linen variable under a key with slashes; None for others."""
     collection, path = name
-    if not path or "/" not in path[-1]:
-        return None
-    segments = path[-1].split("/")
+    segments = path[-1].split("/") if path else []
     if len(segments) < 3:
         return None
     if collection == "batch_stats" and segments[-1] in ("u", "sigma"):

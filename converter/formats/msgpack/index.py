@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import mmap
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ from converter.formats.msgpack.values import (
 from converter.formats.msgpack.wire import MAX_DEPTH, Family, Head, Reader
 from converter.formats.raw import raw_grid
 from converter.formats.t5x import SPEC_KEYS
-from converter.grid import Axis, Chunk, Encoding, Form, Grid
+from converter.grid import Axis, Chunk, Encoding, Grid, whole
 from converter.paths import IndexKey, IntKey, Key, Path
 from converter.stored import Extent
 from converter.tree import LeafKind, LeafSpec, Tree, empty_spec
@@ -127,13 +127,10 @@ class _Walk:
         reader = self.reader
         reader.path = container.path
         head = reader.head(offset, self.size)
-        family, value, end = head.family, head.value, head.body
-        if family is Family.TEXT:
-            start, end = end, end + value
-            raw = reader.data[start:end]
-            key = self.names.get(raw) or self._name(raw, head)
-        elif family is Family.INT:
-            key = IntKey(value)
+        if head.family is Family.TEXT:
+            key, end = self._name(head), head.body + head.value
+        elif head.family is Family.INT:
+            key, end = IntKey(head.value), head.body
         else:
             raise self._unsupported(f"has a key that is neither text nor an int: {head}")
         if key in container.keys:
@@ -143,23 +140,24 @@ class _Walk:
         container.keys[key] = type(key)
         return key, end
 
-    def _name(self, raw: bytes, head: Head) -> Key:
+    def _name(self, head: Head) -> Key:
         """The text of a key; most stand in a file many times."""
-        return self.names.setdefault(raw, decode(self.reader, self.reader.extent(head), "a key"))
+        raw = self.reader.data[head.body : head.body + head.value]
+        if raw not in self.names:
+            self.names[raw] = decode(self.reader, self.reader.extent(head), "a key")
+        return self.names[raw]
 
     def _value(self, path: Path, offset: int) -> int:
         """Adds the leaf at ``offset``, or opens the container there; tells where the next header begins."""
         self.reader.path = path
         head = self.reader.head(offset, self.size)
-        family, value, body = head.family, head.value, head.body
-        if family in (Family.MAP, Family.ARRAY) and value:
+        if head.family in (Family.MAP, Family.ARRAY) and head.value:
             if len(self.open) == MAX_DEPTH:
                 raise self.reader.damaged(offset, f"at most {MAX_DEPTH} containers inside each other", str(head))
             self.open.append(_Container(path, head, len(self.entries)))
-            return body
-        is_array = family is Family.EXT and head.code in (EXT_ARRAY, EXT_NUMPY_SCALAR)
-        self.entries.append((path, self._array(head) if is_array else self._entry(head)))
-        return body + (value if family in (Family.TEXT, Family.BYTES, Family.EXT) else 0)
+            return head.body
+        self.entries.append((path, self._entry(head)))
+        return head.body + (head.value if head.family in (Family.TEXT, Family.BYTES, Family.EXT) else 0)
 
     def _close(self, container: _Container) -> None:
         self.reader.path = container.path
@@ -173,8 +171,9 @@ class _Walk:
         self.entries.append((container.path, joined_entry(self.reader, container.head.offset, parts)))
 
     def _entry(self, head: Head) -> Entry:
-        """A leaf that is no array."""
         match head.family:
+            case Family.EXT if head.code in (EXT_ARRAY, EXT_NUMPY_SCALAR):
+                return self._array(head)
             case Family.NIL:
                 return Entry(empty_spec("none"))
             case Family.MAP:
@@ -262,16 +261,16 @@ class MappedLeaves:
         length = _chunk_length(entry, rows)
         if length is None:
             return None
-        axes = [Axis(size, max(size, 1), size) for size in shape]
-        if axes:
-            axes[0] = Axis(shape[0], length, length)
+        form = whole(shape, Encoding(zarr.type_string(entry.spec.dtype)))
+        if shape:
+            form = replace(form, axes=(Axis(shape[0], length, length), *form.axes[1:]))
         row = entry.spec.nbytes // rows
         chunks: dict[tuple[int, ...], Chunk] = {}
         for extent in entry.extents if entry.spec.size else ():
             for start in range(0, extent.length, length * row):
                 place = (len(chunks), *(0,) * (len(shape) - 1)) if shape else ()
                 chunks[place] = extent._replace(offset=extent.offset + start, length=length * row)
-        return Grid(Form(tuple(axes), tuple(range(len(axes))), Encoding(zarr.type_string(entry.spec.dtype))), chunks)
+        return Grid(form, chunks)
 
     def fetch(self, path: Path, entry: Entry) -> Any:
         """The value of a leaf."""

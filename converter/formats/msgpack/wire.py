@@ -7,6 +7,7 @@ Every form of https://github.com/msgpack/msgpack/blob/master/spec.md is read; th
 from __future__ import annotations
 
 import enum
+import functools
 import mmap
 import os
 import struct
@@ -109,10 +110,14 @@ class Reader:
 
     def __init__(self, file: FilePath, data: mmap.mmap, path: Path = ()) -> None:
         self.file = file
-        self.absolute = os.path.abspath(file)
         self.data = data
         self.size = len(data)
         self.path = path
+
+    @functools.cached_property
+    def absolute(self) -> str:
+        """The path of the file, as extents name it."""
+        return os.path.abspath(self.file)
 
     def head(self, offset: int, end: int) -> Head:
         """The header at ``offset`` of a value that lies before ``end``.

@@ -50,7 +50,6 @@ class ArrayStore:
         self.version = "zarr3" if zarr3 else "zarr2"
         self._directory = directory
         self._all_stored = all_stored
-        self._in_databases = bool(self.databases)
         self._arrays: dict[str, ZarrArray] = {}
 
     @property
@@ -169,7 +168,7 @@ class ArrayStore:
         Raises:
           UnreadableCheckpoint: a name that leads out of the directory.
         """
-        if not self._in_databases and (entry.name[:1] == "/" or "\0" in entry.name or ".." in entry.name.split("/")):
+        if not self.databases and (entry.name[:1] == "/" or "\0" in entry.name or ".." in entry.name.split("/")):
             problem = f"the name {entry.name!r} leaves {self._directory}"
             raise UnreadableCheckpoint(f"{format_path(entry.path)}: {problem}", _DAMAGED)
         return key_prefix(entry.name)
@@ -177,9 +176,9 @@ class ArrayStore:
     def _metadata(self, entry: Entry) -> bytes | None:
         """``.zarray`` (zarr 2) or ``zarr.json`` (zarr 3), None where it is absent."""
         key = self._prefix(entry) + zarr.METADATA_KEYS[self.version]
-        if self._in_databases:
+        if self.databases:
             value = self.databases.values.get(key.encode())
-            return value if value is None or isinstance(value, bytes) else chunk_bytes(value)
+            return value if value is None else chunk_bytes(value)
         try:
             return (self._directory / key).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
@@ -188,7 +187,7 @@ class ArrayStore:
     def _chunks(self, entry: Entry, array: ZarrArray) -> dict[Index, Chunk]:
         """The chunks that are stored."""
         prefix = self._prefix(entry)
-        if not self._in_databases:
+        if not self.databases:
             files = _files(self._directory / prefix)
             _check_number(array, len(files))
             place = f"{self._directory}/{prefix}"

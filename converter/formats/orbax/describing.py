@@ -61,8 +61,7 @@ def write_metadata(directory: FilePath, leaves: Iterable[Described], *, zarr3: b
     """
     leaves = list(leaves)
     has_positions = IndexKey in {type(key) for leaf in leaves for key in leaf.path}
-    path = operator.attrgetter("path")
-    ordered = sorted(leaves, key=(lambda leaf: _order(leaf.path)) if has_positions else path)  # names sort as they are
+    ordered = sorted(leaves, key=_order if has_positions else operator.attrgetter("path"))  # names sort as they are
     flags: dict[str, Any] = {"use_ocdbt": True, "use_zarr3": zarr3, "custom_metadata": None}
     if all_stored:
         flags["store_array_data_equal_to_fill_value"] = True
@@ -86,8 +85,8 @@ def write_metadata(directory: FilePath, leaves: Iterable[Described], *, zarr3: b
         _dump(directory / "array_metadatas" / "process_0", {"array_metadatas": listed})
 
 
-def _order(path: Path) -> list[tuple[int, int, str]]:
-    return [(0, int(key), "") if isinstance(key, IndexKey) else (1, 0, str(key)) for key in path]
+def _order(leaf: Described) -> list[tuple[int, int, str]]:
+    return [(0, int(key), "") if isinstance(key, IndexKey) else (1, 0, str(key)) for key in leaf.path]
 
 
 def _tree_entry(leaf: Described) -> str:

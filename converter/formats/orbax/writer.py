@@ -33,7 +33,7 @@ from converter.formats.orbax.metadata import NUMPY_ARRAY, SavedArray, key_prefix
 from converter.formats.orbax.surroundings import ALONE, Surroundings, mark
 from converter.formats.sharing import SharedFiles
 from converter.formats.streaming import ARRAYS, digest_function, in_turn, leaf_pieces, whole_or_nothing
-from converter.grid import Axis, Chunk, Encoding, Form, Grid
+from converter.grid import Chunk, Encoding, Grid, whole
 from converter.paths import Path
 from converter.stored import Extent
 from converter.tree import KEY_WORDS, Leaf, LeafKind, LeafSpec, Tree
@@ -110,10 +110,7 @@ def _with_grids(tree: Tree, writing: Writing) -> tuple[list[tuple[Path, Leaf, Gr
 
 @dataclass(slots=True)
 class _Save:
-    """One save: the values of the database as they come together, and the leaves to be described.
-
-    ``complete`` says whether all chunks of all arrays so far are stored.
-    """
+    """One save: the values of the database as they come together, and the leaves to be described."""
 
     tree: Tree
     destination: FilePath
@@ -122,7 +119,6 @@ class _Save:
     written: Written = field(default_factory=Written)
     values: dict[bytes, Chunk] = field(default_factory=dict)
     described: list[Described] = field(default_factory=list)
-    complete: bool = True
 
     def run(self) -> Written:
         leaves, version = _with_grids(self.tree, self.writing)
@@ -191,9 +187,9 @@ class _Save:
         text = zarr.metadata(leaf.grid.form, version)
         self.values[f"{prefix}{zarr.METADATA_KEYS[version]}".encode()] = text
         array = zarr.parse(text)
-        self.complete = self.complete and len(chunks) == array.number
-        for index, chunk in chunks.items():
-            self.values[f"{prefix}{array.chunk_key(index)}".encode()] = chunk
+        for index, key in array.places():
+            if index in chunks:
+                self.values[f"{prefix}{key}".encode()] = chunks[index]
         self.described.append(leaf)
 
     def _finish(self, files: SharedFiles, version: str) -> None:
@@ -203,7 +199,8 @@ class _Save:
                 if isinstance(value, bytes) and len(value) > MAX_INLINE_BYTES:
                     self.values[key], _ = sink.put([value], len(value))
         write_database(self.destination, self.values)
-        write_metadata(self.destination, self.described, zarr3=version == "zarr3", all_stored=self.complete)
+        complete = all(leaf.grid is None or leaf.grid.is_complete for leaf in self.described)
+        write_metadata(self.destination, self.described, zarr3=version == "zarr3", all_stored=complete)
         texts = {".".join(path): leaf.fetch() for path, leaf in self.tree.items() if leaf.spec.kind is LeafKind.TEXT}
         write_strings(self.destination, texts)
 
@@ -301,9 +298,7 @@ def _new_grid(leaf: Leaf, compress: bool) -> Grid:
     else:
         dtype, shape = zarr.type_string(spec.dtype), spec.shape
     encoding = Encoding(dtype, "zstd", "zarr2", _ZSTD) if compress else Encoding(dtype)
-    axes = tuple(Axis(size, max(size, 1), size) for size in shape)
-    chunks: dict[tuple[int, ...], Chunk] = {(0,) * len(axes): b""}
-    return Grid(Form(axes, tuple(range(len(axes))), encoding), chunks)
+    return Grid(whole(shape, encoding), {(0,) * len(shape): b""})
 
 
 def _item_size(grid: Grid) -> int:
