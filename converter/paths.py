@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+from collections.abc import Sequence
 
 from converter.errors import UsageError
 
@@ -44,6 +45,11 @@ def format_path(path: Path) -> str:
     ``parse_path`` is the exact inverse, up to the kind of each key.
     """
     return "/".join(map(_quote, path))
+
+
+def format_keys(path: Path) -> Sequence[str]:
+    """What ``format_path`` puts slashes between."""
+    return tuple(map(_quote, path))
 
 
 @functools.lru_cache(maxsize=1 << 16)

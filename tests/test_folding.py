@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from converter.folding import Row, fold
+from converter.folding import END, Row, fold, fold_keys, folded
 
 _TOKEN = re.compile(r"\{([^}]*)\}|(?<=[_/])\d+")
 
@@ -127,6 +127,27 @@ def test_a_number_that_changes_elsewhere_keeps_rows_apart():
     assert fold(crossed) == ["layers_0  ← blocks_1", "layers_1  ← blocks_0"]
 
 
+def test_cells_need_not_go_along():
+    rows = [("layers_0/kernel", "← a_0"), ("layers_1/kernel", "← a_1"), ("layers_2/kernel", "← a_7")]
+    assert fold(rows) == ["layers_{0…1}/kernel  ← a_{0…1}", "layers_2/kernel      ← a_7"]
+    assert fold((f"layers_{n}", "← a_7/b") for n in range(3)) == ["layers_{0…2}  ← a_7/b"]
+
+
+def test_empty_cells_and_rows_of_several_widths_stay_as_they_are():
+    assert fold([("a_0", "", "x"), ("a_1", "", "x"), ("a_0",), ("a_1",), ("",)]) == [
+        "a_{0…1}    x",
+        "a_{0…1}",
+        "",
+    ]
+    plain = fold([("a_0", "", "b_1"), ("a_1", "", "b_1")], plain=(1, 2, 5))
+    assert plain == ["a_{0…1}    b_1"]
+
+
+def test_any_text_may_stand_in_a_cell():
+    rows = [(f"\0_{n}//", "/", "\0") for n in range(2)]
+    assert [each.row for each in folded(rows, plain=(2,))] == [("\0_{0…1}//", "/", "\0")]
+
+
 def test_nothing_folds_to_nothing():
     assert fold([]) == []
     assert fold([("layers_7", "float32[]")]) == ["layers_7  float32[]"]
@@ -159,6 +180,13 @@ def test_every_row_can_be_read_off_the_folded_lines(given_rows: list[Row]):
 def test_every_row_of_two_columns_can_be_read_off(given_rows: list[Row]):
     found = [row for line in fold(given_rows) for row in unfolded(line)]
     assert sorted(found) == sorted(given_rows)
+
+
+@given(st.lists(st.tuples(names, names, specs), unique=True, max_size=24))
+def test_rows_of_paths_are_folded_like_their_texts(given_rows: list[Row]):
+    paths = [((*a.split("/"), END, *b.split("/")), (spec,)) for a, b, spec in given_rows]
+    found = [((*cells, *aside), members) for cells, aside, members in fold_keys(paths)]
+    assert found == folded(given_rows)
 
 
 @given(st.lists(st.tuples(names, specs), unique=True, max_size=24))

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from converter import scratch
 from converter.dialects.dialect import FRAMEWORK_NAMES, Dialect, Ignored
 from converter.errors import ConversionRefused
-from converter.folding import fold
+from converter.folding import END, KeyRow, Row, columns, fold_keys
 from converter.formats.checkpoint import Strategy
 from converter.grid import Grid
 from converter.paths import Path, format_path
-from converter.planning.wording import count, demand, section, several, size_text
+from converter.planning.wording import count, demand, section, several, several_keys, size_text
 from converter.rules.operations import REWRAP, Fill, Operation
 from converter.training_state import Held
 from converter.tree import LeafKind, LeafSpec, Tree
@@ -61,12 +61,18 @@ class Transfer:
     def grid(self, output: int) -> Grid | None:
         """How a result lies on disk while its bytes are still those of the sources; None where they have to be made."""
         if self._grids is None:
-            known = [grid for held in self.sources if (grid := held.leaf.grid()) is not None]
-            complete = bool(known) and len(known) == len(self.sources)
-            # A PRNG key and its words are told apart by the spec; no operation but renaming makes one of the other.
-            made = self.operation.regrid(known, self._source_specs) if complete else None
-            self._grids = made if made is not None else [None] * len(self.specs)
+            self._grids = self._regridded()
         return self._grids[output]
+
+    def _regridded(self) -> Sequence[Grid | None]:
+        grids = [held.leaf.grid() for held in self.sources]
+        if self.operation is REWRAP:
+            return grids
+        known = [grid for grid in grids if grid is not None]
+        complete = bool(known) and len(known) == len(grids)
+        # A PRNG key and its words are told apart by the spec; no operation but renaming makes one of the other.
+        made = self.operation.regrid(known, self._source_specs) if complete else None
+        return made if made is not None else [None] * len(self.specs)
 
     def take(self, output: int) -> Any:
         """One of the results."""
@@ -219,7 +225,7 @@ class Plan:
     def text(self, *, problems: bool = True) -> str:
         """The plan for people: folded steps first, then drops, fills, notes and, if asked for, problems."""
         lines = [self.headline, ""]
-        lines += fold(_rows(self.steps), plain=(3,))
+        lines += columns(_folded(self.steps))
         lines += self._moves()
         lines += section("dropped", [(format_path(d.source), str(d.spec), d.reason) for d in self.drops])
         lines += section("filled in", [(format_path(s.target), str(s.spec), filling(s)) for s in self.filled])
@@ -304,14 +310,28 @@ def filling(step: Step) -> str:
     return operation.name
 
 
-def _rows(steps: Sequence[Step]) -> Iterator[tuple[str, str, str, str]]:
+def _folded(steps: Sequence[Step]) -> list[Row]:
     """One row for each transfer that has sources: what it makes, what of, what that is, and what is done."""
+    found = fold_keys(map(_row, _together(steps)))
+    return [(target, f"← {source}".rstrip(), *aside) for (target, source), aside, _ in found]
+
+
+def _together(steps: Iterable[Step]) -> Collection[list[Step]]:
+    """The steps of each transfer."""
     made: dict[Transfer, list[Step]] = {}
     for step in steps:
-        if step.sources or step.spec.kind is LeafKind.EMPTY:
+        if step.transfer.sources or step.spec.kind is LeafKind.EMPTY:
             made.setdefault(step.transfer, []).append(step)
-    for transfer, together in made.items():
+    return made.values()
+
+
+def _row(together: list[Step]) -> KeyRow:
+    first, *others = together
+    transfer = first.transfer
+    leaf = str(first.spec)
+    if others:
         specs = dict.fromkeys([str(step.spec) for step in together])
         times = f"{len(together)} × " if len(together) > len(specs) else ""
-        source = f"← {transfer.names}" if transfer.sources else "←"
-        yield several([s.target for s in together]), source, times + ", ".join(specs), transfer.operation.name
+        leaf = times + ", ".join(specs)
+    keys = *several_keys([step.target for step in together]), END, *several_keys([h.source for h in transfer.sources])
+    return keys, (leaf, transfer.operation.name)

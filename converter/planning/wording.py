@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Sequence
 
 from converter.folding import fold
-from converter.paths import Key, Path, format_path
+from converter.paths import Key, Path, format_keys, format_path
 from converter.rules.operations import Agree, Cast, Chain, Drop, Operation
 
 
@@ -27,6 +27,11 @@ def demand(operation: Operation) -> str:
 def several(paths: Sequence[Path]) -> str:
     """Several paths in a few words: ``params/layers_{0…11}/kernel``, ``params/cell/{ir,iz,in}/kernel``."""
     return format_path(paths[0]) if len(paths) == 1 else " + ".join(several_parts(paths))
+
+
+def several_keys(paths: Sequence[Path]) -> Sequence[str]:
+    """The same, cut at its slashes."""
+    return format_keys(paths[0]) if len(paths) == 1 else several(paths).split("/")
 
 
 def several_parts(paths: Sequence[Path]) -> list[str]:
