@@ -31,79 +31,62 @@ class ZarrArray:
     """What the metadata of an array say. Arrays with equal metadata share it, so what follows is worked out once.
 
     Attributes:
-      shape, chunks: in elements, one number for each axis.
-      inner: the shape of the parts of a sharded chunk; empty where chunks are not sharded.
-      order: the axes within a chunk, from slow to fast.
+      form: how it lies.
       separator: what stands between the numbers in the key of a chunk.
-      encoding: how elements become bytes.
       stores_zeros: TensorStore stores chunks of zeros of such an array too (zarr 2 without a fill value), so that an
         absent chunk is lost data.
     """
 
-    shape: tuple[int, ...]
-    chunks: tuple[int, ...]
-    inner: tuple[int, ...]
-    order: tuple[int, ...]
+    form: Form
     separator: str
-    encoding: Encoding
     stores_zeros: bool = False
 
     @property
     def dtype(self) -> str:
         """The name of the dtype."""
-        return dtype_name(self.encoding.dtype)
+        return dtype_name(self.form.encoding.dtype)
 
     @functools.cached_property
     def chunk_nbytes(self) -> int:
         """Bytes of a chunk of bare elements."""
-        return math.prod(self.chunks) * item_size(self.dtype)
-
-    @functools.cached_property
-    def number(self) -> int:
-        """How many chunks there are."""
-        return self.form().number
+        return math.prod(self.form.chunk_shape) * item_size(self.dtype)
 
     def places(self) -> Iterable[tuple[Index, str]]:
         """Every place of the grid, in C order, with the key of its chunk."""
-        return self._only_place if self.number == 1 else self._places()
+        return self._only_place if self.form.number == 1 else self._places()
 
     @functools.cached_property
     def _only_place(self) -> tuple[tuple[Index, str], ...]:
         return tuple(self._places())
 
     def _places(self) -> Iterator[tuple[Index, str]]:
-        return ((index, self.chunk_key(index)) for index in self.form().indices())
+        return ((index, self.chunk_key(index)) for index in self.form.indices())
 
     def chunk_key(self, index: Index) -> str:
         """What a chunk is called below the array's name."""
-        if self.encoding.container == "zarr3":
+        if self.form.encoding.container == "zarr3":
             return self.separator.join(["c", *map(str, index)])
         return self.separator.join(map(str, index)) if index else "0"
 
-    def form(self, write: tuple[int, ...] = (), mesh: tuple[str | tuple[str, ...] | None, ...] = ()) -> Form:
-        """How the array lies, with what Orbax knows of its axes in addition."""
-        known = self._forms.get((write, mesh))
+    def noted(self, write: tuple[int, ...], mesh: tuple[str | tuple[str, ...] | None, ...]) -> Form:
+        """The form with what Orbax notes of the axes: what one process wrote at a time, and the mesh.
+
+        Args:
+          write: in elements; empty where nothing is noted.
+          mesh: as ``Axis.mesh``; there may be fewer than axes.
+        """
+        known = self._noted.get((write, mesh))
         if known is None:
-            known = self._forms[write, mesh] = Form(self._axes(write, mesh), self.order, self.encoding)
+            axes = self.form.axes
+            written = write if len(write) == len(axes) else self.form.chunk_shape
+            told = zip(axes, written, (*mesh[: len(axes)], *[None] * (len(axes) - len(mesh))), strict=True)
+            noted = tuple([axis._replace(write=size, mesh=name) for axis, size, name in told])
+            known = self._noted[write, mesh] = Form(noted, self.form.order, self.form.encoding)
         return known
 
     @functools.cached_property
-    def _forms(self) -> dict[Any, Form]:
+    def _noted(self) -> dict[Any, Form]:
         return {}
-
-    def _axes(self, write: Sequence[int], mesh: Sequence[str | tuple[str, ...] | None]) -> tuple[Axis, ...]:
-        rank = range(len(self.shape))
-        written = write if len(write) == len(self.shape) else self.chunks
-        return tuple(
-            Axis(
-                self.shape[i],
-                self.chunks[i],
-                written[i],
-                self.inner[i] if self.inner else 0,
-                mesh[i] if i < len(mesh) else None,
-            )
-            for i in rank
-        )
 
 
 _KINDS = {"i": "int", "u": "uint", "f": "float", "c": "complex"}
@@ -139,63 +122,58 @@ def parse(text: bytes) -> ZarrArray:
       UnsupportedCheckpoint: the elements are no numbers, or chunks are cut in an unknown way.
     """
     content = json.loads(text)
-    array = _parse_3(content) if "data_type" in content else _parse_2(content)
-    numbers = (*array.shape, *(each - 1 for each in array.chunks))
-    if len(array.chunks) != len(array.shape) or any(number < 0 for number in numbers):
-        raise ValueError(f"chunks {list(array.chunks)} of an array {list(array.shape)}")
-    pairs = zip(array.chunks, array.inner, strict=False)
-    if array.inner and (len(array.inner) != len(array.shape) or any(n < 1 or chunk % n for chunk, n in pairs)):
-        raise ValueError(f"parts {list(array.inner)} of chunks {list(array.chunks)}")
-    return array
+    return _parse_3(content) if "data_type" in content else _parse_2(content)
+
+
+def _axes(shape: Sequence[Any], chunks: Sequence[Any], inner: Sequence[Any] | None = None) -> tuple[Axis, ...]:
+    """The axes of an array in chunks, which consist of parts (``inner``) where they are sharded.
+
+    Raises:
+      TypeError, ValueError: there is no such array.
+    """
+    shape, chunks, parts = _ints(shape), _ints(chunks), _ints(inner or (0,) * len(shape))
+    if len(chunks) != len(shape) or min((*shape, *(chunk - 1 for chunk in chunks)), default=0) < 0:
+        raise ValueError(f"chunks {list(chunks)} of an array {list(shape)}")
+    pairs = zip(chunks, parts, strict=False)
+    if len(parts) != len(chunks) or (inner is not None and any(part < 1 or chunk % part for chunk, part in pairs)):
+        raise ValueError(f"parts {list(parts)} of chunks {list(chunks)}")
+    return tuple([Axis(size, chunk, chunk, part) for size, chunk, part in zip(shape, chunks, parts, strict=True)])
 
 
 def _parse_2(content: Mapping[str, Any]) -> ZarrArray:
     dtype = _checked_dtype(content["dtype"])
-    shape = _ints(content["shape"])
+    axes = _axes(content["shape"], content["chunks"])
     compressor, filters = content["compressor"], content.get("filters")
     compression = "" if compressor is None else str(compressor["id"])
     if filters or compression not in ("", "zstd", "gzip"):
         compression = "?"
     kept = {"compressor": compressor, "fill_value": content.get("fill_value"), "filters": filters}
-    rank = range(len(shape))
-    return ZarrArray(
-        shape,
-        _ints(content["chunks"]),
-        (),
-        tuple(reversed(rank)) if content["order"] == "F" else tuple(rank),
-        str(content.get("dimension_separator", ".")),
-        Encoding(dtype, compression, "zarr2", _dump(kept).decode()),
-        stores_zeros=kept["fill_value"] is None,
-    )
+    rank = range(len(axes))
+    order = tuple(reversed(rank)) if content["order"] == "F" else tuple(rank)
+    encoding = Encoding(dtype, compression, "zarr2", _dump(kept).decode())
+    separator = str(content.get("dimension_separator", "."))
+    return ZarrArray(Form(axes, order, encoding), separator, stores_zeros=kept["fill_value"] is None)
 
 
 def _parse_3(content: Mapping[str, Any]) -> ZarrArray:
-
     name = _checked_dtype(content["data_type"])
     grid, keys = content["chunk_grid"], content["chunk_key_encoding"]
     if grid["name"] != "regular" or keys["name"] != "default" or any(content.get("storage_transformers") or ()):
         raise UnsupportedCheckpoint(f"chunks of the kind {grid['name']} with keys of the kind {keys['name']}")
-    shape = _ints(content["shape"])
     codecs = list(content["codecs"])
-    inner: tuple[int, ...] = ()
     sharded = len(codecs) == 1 and codecs[0]["name"] == _SHARDED
     shards = codecs[0]["configuration"] if sharded else {}
     if sharded:
-        inner = _ints(shards["chunk_shape"])
         codecs = list(shards["codecs"])
+    axes = _axes(content["shape"], grid["configuration"]["chunk_shape"], shards["chunk_shape"] if sharded else None)
     compression, little = _codecs_3(codecs)
     dtype = type_string(name) if little else type_string(name).replace("<", ">")
     if (sharded and not _is_usual_index(shards)) or (not little and dtype[0] not in ">|"):
         compression = "?"
     kept = {key: value for key, value in content.items() if key not in ("shape", "chunk_grid")}
-    return ZarrArray(
-        shape,
-        _ints(grid["configuration"]["chunk_shape"]),
-        inner,
-        tuple(range(len(shape))),
-        str(keys.get("configuration", {}).get("separator", "/")),
-        Encoding(dtype, compression, "zarr3", _without_inner(kept), sharded),
-    )
+    encoding = Encoding(dtype, compression, "zarr3", _without_inner(kept), sharded)
+    separator = str(keys.get("configuration", {}).get("separator", "/"))
+    return ZarrArray(Form(axes, tuple(range(len(axes))), encoding), separator)
 
 
 def _codecs_3(codecs: Sequence[Mapping[str, Any]]) -> tuple[str, bool]:

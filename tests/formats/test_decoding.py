@@ -102,7 +102,7 @@ def stored(directory: Path, array: Array, spec: Any, part: Any = ...) -> tuple[G
 
 def grid_of(directory: Path, version: str) -> Grid:
     found = zarr.parse((directory / zarr.METADATA_KEYS[version]).read_bytes())
-    form = found.form()
+    form = found.form
     chunks = {}
     for index in form.indices():
         file = directory / found.chunk_key(index)

@@ -44,14 +44,12 @@ def test_tensorstore_reads_what_the_metadata_say(tmp_path: Path, grid: Grid, ver
         return
     text = zarr.metadata(grid.form, version)
     found = zarr.parse(text)
-    assert (found.shape, found.chunks, found.encoding.dtype) == (
-        grid.form.shape,
-        grid.form.chunk_shape,
-        grid.encoding.dtype,
-    )
-    assert grid.form.runs(*(axis for axis in found.order if grid.axes[axis].chunk > 1))
-    assert found.encoding.is_raw
-    assert found.encoding.container == version
+    form = found.form
+    assert (form.shape, form.chunk_shape) == (grid.form.shape, grid.form.chunk_shape)
+    assert form.encoding.dtype == grid.encoding.dtype
+    assert grid.form.runs(*(axis for axis in form.order if grid.axes[axis].chunk > 1))
+    assert form.encoding.is_raw
+    assert form.encoding.container == version
     directory = tmp_path / str(len(list(tmp_path.iterdir())))
     for key, data in {zarr.METADATA_KEYS[version]: text, **_chunks(found, grid)}.items():
         (directory / key).parent.mkdir(parents=True, exist_ok=True)
@@ -76,8 +74,8 @@ def test_metadata_of_what_was_read_are_what_was_read(grid: Grid, version: str) -
     else:
         content |= {"attributes": {"a": [1]}, "fill_value": 1, "codecs": [content["codecs"][0], {"name": "crc32c"}]}
     first = zarr.parse(json.dumps(content).encode())
-    assert first.encoding.compression == "?"
-    again = Grid(first.form(), {})
+    assert first.form.encoding.compression == "?"
+    again = Grid(first.form, {})
     assert json.loads(zarr.metadata(again.form, version)) == content
 
 
@@ -98,16 +96,16 @@ def sharded(**said: Any) -> dict[str, Any]:
 
 def test_shards_with_other_axes() -> None:
     found = zarr.parse(json.dumps(sharded()).encode())
-    grid = Grid(found.form(), {})
+    grid = Grid(found.form, {})
     new = grid.laid((Axis(3, 1, 1, 1), *grid.axes), (0, 1, 2), {})
     again = zarr.parse(zarr.metadata(new.form, "zarr3"))
-    assert (again.shape, again.chunks, again.inner) == ((3, 4, 6), (1, 4, 6), (1, 2, 3))
-    assert again.encoding == found.encoding
+    assert [(axis.size, axis.chunk, axis.inner) for axis in again.form.axes] == [(3, 1, 1), (4, 4, 2), (6, 6, 3)]
+    assert again.form.encoding == found.form.encoding
 
 
 def test_names_of_axes_do_not_outlive_them() -> None:
     found = zarr.parse(json.dumps({**sharded(), "dimension_names": ["x", "y"]}).encode())
-    grid = Grid(found.form(), {})
+    grid = Grid(found.form, {})
     assert json.loads(zarr.metadata(grid.form, "zarr3"))["dimension_names"] == ["x", "y"]
     new = grid.laid((Axis(3, 1, 1, 1), *grid.axes), (0, 1, 2), {})
     assert "dimension_names" not in json.loads(zarr.metadata(new.form, "zarr3"))
@@ -161,6 +159,12 @@ def test_metadata_that_are_missing(key: str) -> None:
     del content[key]
     with pytest.raises(KeyError):
         zarr.parse(json.dumps(content).encode())
+
+
+@pytest.mark.parametrize("parts", [[], [2], [2, 3, 1], [0, 3], [4, 4]], ids=str)
+def test_parts_that_no_chunk_consists_of(parts: list[int]) -> None:
+    with pytest.raises(ValueError, match="parts"):
+        zarr.parse(json.dumps(sharded(chunk_shape=parts)).encode())
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b"7", b"null", b'"data_type"', b"\xff", b'{"data_type": []}'])

@@ -74,7 +74,7 @@ class ArrayStore:
         for entry, text in zip(entries, texts, strict=True):
             if text not in parsed:
                 array = _parse(entry, text or b"")
-                parsed[text] = array, array_spec(array.dtype, array.shape)
+                parsed[text] = array, array_spec(array.dtype, array.form.shape)
             array, spec = parsed[text]
             if entry.expected not in (None, spec):
                 problem = f"expected {entry.expected}, as noted beside it, found {spec}"
@@ -102,10 +102,10 @@ class ArrayStore:
         """
         array = self._arrays[entry.name]
         chunks = self._chunks(entry, array)
-        made = Grid(array.form(saved.write_shape, saved.partition), chunks, True, saved)
-        if array.encoding.is_raw:
+        made = Grid(array.noted(saved.write_shape, saved.partition), chunks, True, saved)
+        if array.form.encoding.is_raw:
             self._check_lengths(entry, array, chunks)
-        if (self._all_stored or array.stores_zeros) and len(chunks) != array.number:
+        if (self._all_stored or array.stores_zeros) and len(chunks) != array.form.number:
             lost = next(index for index in made.form.indices() if index not in chunks)
             raise UnreadableCheckpoint(
                 f"{format_path(entry.path)}: its chunk {array.chunk_key(lost)} is missing in {self._directory}",
@@ -123,7 +123,7 @@ class ArrayStore:
         may_be_zeros = False
         for entry in entries:
             array = self._arrays[entry.name]
-            stored, number = len(self._chunks(entry, array)), array.number
+            stored, number = len(self._chunks(entry, array)), array.form.number
             surely = self._all_stored or array.stores_zeros or bool(self.databases.lost)
             if stored < number and (stored or surely):
                 lost.append(f"{format_path(entry.path)} ({number - stored} of {number} chunks)")
@@ -193,7 +193,7 @@ class ArrayStore:
             place = f"{self._directory}/{prefix}"
             return {index: Extent(place + key, 0, files[key]) for index, key in array.places() if key in files}
         values = self.databases.values
-        if array.number > 1:
+        if array.form.number > 1:
             _check_number(array, len(values))
         stored: dict[Index, Chunk] = {}
         for index, key in array.places():
@@ -232,9 +232,10 @@ class ArrayStore:
 
 def _check_number(array: ZarrArray, stored: int) -> None:
     """Refuses an array of so many chunks that nearly all of them must be missing: a damaged shape."""
-    if array.number > 1000 * (stored + 1000):
+    form = array.form
+    if form.number > 1000 * (stored + 1000):
         raise UnreadableCheckpoint(
-            f"an array {list(array.shape)} in chunks {list(array.chunks)} would have {array.number} chunks, "
+            f"an array {list(form.shape)} in chunks {list(form.chunk_shape)} would have {form.number} chunks, "
             f"and the checkpoint has {stored} values",
             "Its metadata are damaged; copy the checkpoint again or use another step.",
         )
