@@ -6,9 +6,11 @@ this module cannot decode (``can_decode``) is left to the library of the format.
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import struct
+import threading
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,6 +26,7 @@ from converter.stored import Extent
 
 if TYPE_CHECKING:
     import numpy as np
+    import zstandard
 
     from converter.scratch import Array
 
@@ -90,6 +93,19 @@ def _raw_pieces(chunk: Chunk, compression: str, size: int, piece: int) -> Iterat
                 raise ValueError(f"more than {size} bytes")
 
 
+class _OfThisThread(threading.local):
+    """What takes longer to make than to decompress a small chunk, and may not be shared between threads."""
+
+    @functools.cached_property
+    def decompressor(self) -> zstandard.ZstdDecompressor:
+        import zstandard
+
+        return zstandard.ZstdDecompressor()
+
+
+_OF_THIS_THREAD = _OfThisThread()
+
+
 def _unzstd(data: bytes, size: int) -> bytes:
     """The contents of a frame, which is not trusted with more room than there should be."""
     import zstandard
@@ -98,7 +114,7 @@ def _unzstd(data: bytes, size: int) -> bytes:
         told = zstandard.frame_content_size(data)
         if told > size:
             raise ValueError(f"expected {size} bytes, found {told}")
-        return zstandard.ZstdDecompressor().decompress(data, max_output_size=size)
+        return _OF_THIS_THREAD.decompressor.decompress(data, max_output_size=size)
     except zstandard.ZstdError as error:
         raise ValueError(str(error)) from None
 

@@ -25,6 +25,9 @@ BUFFER_SIZE = 1 << 20
 LEAST_COPY = 1 << 16
 """Arrays of fewer bytes are not worth a system call of their own."""
 
+_SMALL = 1 << 14
+"""Bytes of a leaf below which writing it is mostly Python's own work, for which threads only wait for each other."""
+
 Framing = Callable[[LeafSpec], Iterable[bytes | int]]
 """What stands around the bytes of an array, and how many of these come next."""
 
@@ -133,6 +136,10 @@ class _Job:
     leaves: int = 0
     parts: list[bytes | tuple[Path, Leaf]] = field(default_factory=list)
 
+    @property
+    def is_of_small_leaves(self) -> bool:
+        return self.size < _SMALL * self.leaves
+
 
 def _jobs(items: Iterable[tuple[Path, bytes | Leaf]], framing: Framing, spell: Spelling) -> list[_Job]:
     """The file in parts of about ``BUFFER_SIZE``, or one large array: where each of them lies follows from specs."""
@@ -164,7 +171,8 @@ class _Output:
         self._lock = threading.Lock()
 
     def write(self, jobs: list[_Job]) -> Written:
-        in_parallel(self._run, jobs)
+        in_parallel(self._run, [job for job in jobs if not job.is_of_small_leaves])
+        in_parallel(self._run, [job for job in jobs if job.is_of_small_leaves], threads=1)
         return self._written
 
     def _run(self, job: _Job, go_on: Callable[[], None]) -> None:

@@ -146,12 +146,13 @@ class _Stopped(Exception):
     """Another thread has failed; what this one does is of no use any more."""
 
 
-def in_parallel(work: Callable[[T, Callable[[], None]], None], jobs: Sequence[T]) -> None:
+def in_parallel(work: Callable[[T, Callable[[], None]], None], jobs: Sequence[T], threads: int = WORKERS) -> None:
     """Does all jobs, some at a time: decompressing and copying leave Python's lock alone.
 
     Args:
       work: called with a job and a function that it has to call often; that raises where going on is of no use.
       jobs: begun in their order.
+      threads: how many there may be; one is the caller's own.
     """
     stopped = threading.Event()
 
@@ -159,13 +160,13 @@ def in_parallel(work: Callable[[T, Callable[[], None]], None], jobs: Sequence[T]
         if stopped.is_set():
             raise _Stopped
 
-    if len(jobs) <= 1:
+    if len(jobs) <= 1 or threads == 1:
         for job in jobs:
             work(job, go_on)
         return
     from concurrent.futures import ThreadPoolExecutor
 
-    with ThreadPoolExecutor(WORKERS, "flax-convert-worker") as pool:
+    with ThreadPoolExecutor(threads, "flax-convert-worker") as pool:
         futures = [pool.submit(work, job, go_on) for job in jobs]
         try:
             for future in futures:

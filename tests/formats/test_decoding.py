@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -314,6 +315,23 @@ def test_chunks_that_unpack_to_far_more(compression: str, tmp_path: Path) -> Non
     zeros = bytes(1 << 26)
     bomb = zstandard.compress(zeros) if compression == "zstd" else gzip.compress(zeros, 1)
     refused(one_chunk(bomb, compression, 1000), tmp_path)
+
+
+@given(st.lists(st.tuples(st.integers(0, 60), st.booleans()), max_size=12))
+def test_damage_does_not_spoil_the_chunks_after_it(chunks: list[tuple[int, bool]]) -> None:
+    """One decompressor serves many chunks."""
+    for cut, sized in chunks:
+        frame = PACKED["zstd"] if sized else UNSIZED
+        with contextlib.suppress(UnreadableCheckpoint):
+            joined(one_chunk(frame[: len(frame) - cut], "zstd", len(CONTENT)))
+        assert joined(one_chunk(frame, "zstd", len(CONTENT))) == CONTENT
+
+
+def test_threads_do_not_disturb_each_other() -> None:
+    contents = [bytes([number]) * 100_000 for number in range(64)]
+    grids = [one_chunk(zstandard.compress(content), "zstd", len(content)) for content in contents]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(joined, grids * 4)) == contents * 4
 
 
 @given(st.sampled_from(["zstd", "gzip"]), st.integers(0, 400), st.integers(1, 255))

@@ -205,6 +205,18 @@ def test_splits_large_arrays_like_flax(tmp_path: FilePath, values: np.ndarray[An
     assert_same(fetched(tree), msgpack_restore(data))
 
 
+def test_writes_small_and_large_leaves_side_by_side(tmp_path: FilePath) -> None:
+    """They are written by several threads, those of small leaves by one."""
+
+    def layers(count: int) -> dict[str, Any]:
+        return {f"layer_{number}": {"kernel": np.full((3, 5), number, np.float32)} for number in range(count)}
+
+    large = {f"large_{number}": np.arange(500_000, dtype=np.int32) + number for number in range(3)}
+    some = {f"some_{number}": np.full(30_000, number, np.int16) for number in range(40)}
+    nested = {"a": layers(300), **large, "b": layers(200), **some, "c": layers(9000)}
+    assert written(tree_of(nested), tmp_path) == to_bytes(nested)
+
+
 def test_splits_a_single_large_array(tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flax.serialization, "MAX_CHUNK_SIZE", 100)
     monkeypatch.setattr(writer, "MAX_CHUNK_SIZE", 100)

@@ -165,6 +165,12 @@ def test_every_job_is_done_once(count: int) -> None:
     assert sorted(done) == list(range(count))
 
 
+def test_one_thread_is_the_callers_own() -> None:
+    done: list[tuple[int, threading.Thread]] = []
+    in_parallel(lambda job, go_on: done.append((job, threading.current_thread())), range(50), threads=1)
+    assert done == [(job, threading.current_thread()) for job in range(50)]
+
+
 @pytest.mark.parametrize("count", [1, 2, 50])
 def test_the_first_job_that_fails_is_heard_and_stops_the_others(count: int) -> None:
     def work(job: int, go_on: Callable[[], None]) -> None:

@@ -5,6 +5,7 @@ The bytes are those of ``flax.serialization.msgpack_serialize`` for the same nes
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path as FilePath
@@ -144,8 +145,12 @@ def _spell_text(path: Path, text: str) -> bytes:
         raise UnsupportedCheckpoint(problem, "Rename or drop it.") from None
 
 
+@functools.lru_cache(maxsize=4096)
 def _spell_array_head(kind: LeafKind, dtype: str, shape: tuple[int, ...], nbytes: int) -> bytes:
-    """[[length of each axis], name of the dtype, payload] inside of an extension value, up to the payload."""
+    """[[length of each axis], name of the dtype, payload] inside of an extension value, up to the payload.
+
+    Most arrays of a large checkpoint share theirs with many others.
+    """
     axes = wire.spell_array_head(len(shape)) + b"".join(map(wire.spell_int, shape))
     head = wire.spell_array_head(3) + axes + wire.spell_text(dtype) + wire.spell_bytes_head(nbytes)
     code = EXT_ARRAY if kind is LeafKind.ARRAY else EXT_NUMPY_SCALAR

@@ -8,13 +8,14 @@ by TensorStore (OCDBT) and zarr, and the result is what its own savers write, re
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from converter.errors import DestinationError
 from converter.formats import decoding, zarr
@@ -37,6 +38,9 @@ from converter.grid import Chunk, Encoding, Grid, whole
 from converter.paths import Path
 from converter.stored import Extent
 from converter.tree import KEY_WORDS, Leaf, LeafKind, LeafSpec, Tree
+
+if TYPE_CHECKING:
+    import zstandard
 
 _ZSTD = '{"compressor":{"id":"zstd","level":1},"fill_value":null,"filters":null}'
 """What Orbax itself compresses with."""
@@ -227,7 +231,7 @@ class _Sink:
         """
         extend, digest = digest_function(), 0
         small = size <= MAX_INLINE_BYTES
-        compressor = _compressor(size) if self.compress else None
+        compressor = self._compressor.compressobj(size=size) if self.compress else None
         kept: list[bytes] = []
         start = self._end
         for piece in pieces:
@@ -237,6 +241,12 @@ class _Sink:
         if compressor is not None:
             kept += self._put(compressor.flush(), small)
         return (b"".join(kept) if small else Extent(self._path, start, self._end - start)), digest
+
+    @functools.cached_property
+    def _compressor(self) -> zstandard.ZstdCompressor:
+        import zstandard
+
+        return zstandard.ZstdCompressor(level=1)
 
     def _put(self, data: Any, small: bool) -> list[bytes]:
         if small:
@@ -258,12 +268,6 @@ class _Sink:
             self._stream.flush()
         with contextlib.suppress(OSError):  # closing flushes, which fails again on a full disk
             self._stream.close()
-
-
-def _compressor(size: int) -> Any:
-    import zstandard
-
-    return zstandard.ZstdCompressor(level=1).compressobj(size=size)
 
 
 # Arrays that are written anew ----------------------------------------------------------------------------------------
