@@ -97,14 +97,17 @@ def compare_values(
     ]
     chunks = [chunk_pairs(step, found) for step, found in compared]
     same = _same_places(chunks)
-    equal = _equal_small_chunks(chunks, same)
+    written = [digests.get(step.target) if digests else None for step, _ in compared]
+    found_small = {
+        **dict.fromkeys(_equal_small_chunks(chunks, same), Proof.BYTES),
+        **dict.fromkeys(_small_as_written(compared, chunks, written), Proof.DIGEST),
+    }
 
     def at_once(number: int) -> Outcome | None:
-        return Proof.REFERENCE if same[number] else Proof.BYTES if number in equal else None
+        return Proof.REFERENCE if same[number] else found_small.get(number)
 
     def thoroughly(number: int) -> Outcome:
-        step, found = compared[number]
-        return _proof(step, found, chunks[number], (digests or {}).get(step.target))
+        return _proof(*compared[number], chunks[number], written[number])
 
     sizes = [step.spec.nbytes for step, _ in compared]
     outcomes = leaf_by_leaf(sizes, at_once, thoroughly, progress)
@@ -157,6 +160,36 @@ def _equal_small_chunks(chunks: Sequence[ChunkPairs | None], same: Sequence[bool
         pairs = zip(_contents(left), _contents(right), strict=True)
         equal.update(number for number, (a, b) in zip(numbers, pairs, strict=True) if a == b)
     return equal
+
+
+def _small_as_written(
+    compared: Sequence[tuple[Step, Leaf]], chunks: Sequence[ChunkPairs | None], written: Sequence[int | None]
+) -> set[int]:
+    """The leaves (by number) of one small chunk that has the digest of what was written; they are read together."""
+    small = [
+        (number, known, chunk)
+        for number, ((step, found), pairs, known) in enumerate(zip(compared, chunks, written, strict=True))
+        if pairs is None and known is not None and (chunk := _small_array(step, found)) is not None
+    ]
+    equal: set[int] = set()
+    for start in range(0, len(small), _TOGETHER):
+        numbers, known, places = zip(*small[start : start + _TOGETHER], strict=True)
+        found = zip(numbers, known, _contents(places), strict=True)
+        equal.update(number for number, value, data in found if digest([data]) == value)
+    return equal
+
+
+def _small_array(step: Step, found: Leaf) -> Chunk | None:
+    """The bytes of a small array, or where they are; None where that is not one chunk of them."""
+    spec = found.spec
+    if spec.nbytes > SMALL or spec.kind not in ARRAYS or not same_spec(step.spec, spec):
+        return None
+    grid = found.grid()
+    if grid is None or len(grid.chunks) != 1 or not grid.encoding.is_raw:
+        return None
+    (chunk,) = grid.chunks.values()
+    fits = grid.form.is_unsplit and grid.form.is_c_ordered and length_of(chunk) == spec.nbytes
+    return chunk if fits else None
 
 
 def _is_small(chunk: Chunk | None) -> bool:
