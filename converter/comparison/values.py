@@ -13,7 +13,15 @@ from converter.formats.checkpoint import Progress
 from converter.formats.streaming import ARRAYS, leaf_by_leaf, leaf_pieces
 from converter.tree import Leaf, LeafKind, LeafSpec
 from converter.verification.structure import same_spec
-from converter.verification.values import ChunkPairs, FileNames, aligned, chunk_pairs, same_chunks, value_difference
+from converter.verification.values import (
+    ChunkPairs,
+    FileNames,
+    aligned,
+    chunk_pairs,
+    equal_small_chunks,
+    same_chunks,
+    value_difference,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -92,15 +100,16 @@ def compare_pairs(pairs: Sequence[tuple[Side, Side]], progress: Progress) -> Val
     """Compares the values of leaves that are alike, or ``measurable``, within the memory budget of the room."""
     files = FileNames()
     leaves = [(left.leaf, right.leaf) for left, right in pairs]
-    chunks: dict[int, ChunkPairs | None] = {}
+    chunks = [chunk_pairs(*both) for both in leaves]
+    same = [None if both is None else _are_same_place(both, files) for both in chunks]
+    small = equal_small_chunks(chunks, [known is not None for known in same])
 
     def at_once(number: int) -> tuple[Distance, bool] | None:
-        both = chunks[number] = chunk_pairs(*leaves[number])
-        same = None if both is None else _are_same_place(both, files)
-        return None if same is None else (EQUAL, same)
+        known = False if number in small else same[number]
+        return None if known is None else (EQUAL, known)
 
     def thoroughly(number: int) -> tuple[Distance, bool]:
-        both = chunks.pop(number)
+        both = chunks[number]
         return EQUAL if both is not None and same_chunks(both) else distance(*leaves[number]), False
 
     sizes = [left.spec.nbytes for left, _ in leaves]

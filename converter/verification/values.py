@@ -99,7 +99,7 @@ def compare_values(
     same = _same_places(chunks)
     written = [digests.get(step.target) if digests else None for step, _ in compared]
     found_small = {
-        **dict.fromkeys(_equal_small_chunks(chunks, same), Proof.BYTES),
+        **dict.fromkeys(equal_small_chunks(chunks, same), Proof.BYTES),
         **dict.fromkeys(_small_as_written(compared, chunks, written), Proof.DIGEST),
     }
 
@@ -147,12 +147,16 @@ _TOGETHER = 1000
 """Leaves whose small chunks are in memory at a time."""
 
 
-def _equal_small_chunks(chunks: Sequence[ChunkPairs | None], same: Sequence[bool]) -> set[int]:
-    """The leaves (by number) of one small chunk that is equal in both files; those on disk are read together."""
+def equal_small_chunks(chunks: Sequence[ChunkPairs | None], known: Sequence[bool]) -> set[int]:
+    """The leaves (by number) of one small chunk that is equal in both files; those on disk are read together.
+
+    Args:
+      known: which leaves nobody asks about.
+    """
     small = [
         (number, *pairs[0])
         for number, pairs in enumerate(chunks)
-        if pairs is not None and len(pairs) == 1 and not same[number] and all(map(_is_small, pairs[0]))
+        if pairs is not None and len(pairs) == 1 and not known[number] and all(map(_is_small, pairs[0]))
     ]
     equal: set[int] = set()
     for start in range(0, len(small), _TOGETHER):
