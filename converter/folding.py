@@ -124,7 +124,7 @@ def fold_keys(rows: Iterable[KeyRow]) -> list[tuple[Row, Row, tuple[int, ...]]]:
         cut = zip(*[numbers for _, numbers in members], strict=True)
         columns = [list(column) for numbers in cut for column in zip(*numbers, strict=True)]
         for rest in _fold(_Alike(columns, [(number,) for number, _ in members], _places(cells))):
-            found += [(row, aside, members) for row, members in _spelled(rest, cells)]
+            found += [(row, aside, numbers) for row, numbers in _spelled(rest, cells)]
     return sorted(found, key=lambda each: each[-1])
 
 
@@ -152,7 +152,7 @@ def _cells(keys: Iterable[tuple[str, ...]]) -> list[list[str]]:
             cells[-1] += others
         else:
             cells[-1] = [first, *others]
-    return cells
+    return [cell or [""] for cell in cells]  # the empty path has no keys
 
 
 def _places(cells: Iterable[Sequence[str]]) -> list[list[int]]:

@@ -143,6 +143,15 @@ def test_empty_cells_and_rows_of_several_widths_stay_as_they_are():
     assert plain == ["a_{0…1}    b_1"]
 
 
+def test_the_empty_path_is_an_empty_cell():
+    assert fold_keys([((), ("x",)), ((END, "a_1"), ("x",)), ((END, "a_2"), ("x",))]) == [
+        (("",), ("x",), (0,)),
+        (("", "a_1"), ("x",), (1,)),
+        (("", "a_2"), ("x",), (2,)),
+    ]
+    assert folded([(), ()]) == folded([("",), ("",)])
+
+
 def test_any_text_may_stand_in_a_cell():
     rows = [(f"\0_{n}//", "/", "\0") for n in range(2)]
     assert [each.row for each in folded(rows, plain=(2,))] == [("\0_{0…1}//", "/", "\0")]
