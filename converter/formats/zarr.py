@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import operator
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -204,8 +205,10 @@ def _without_inner(content: Mapping[str, Any]) -> str:
     return _dump(kept).decode()
 
 
-def _ints(values: Sequence[Any]) -> tuple[int, ...]:
-    return tuple(int(value) for value in values)
+def _ints(values: Any) -> tuple[int, ...]:
+    if isinstance(values, str):  # of digits, which would do else
+        raise TypeError(f"a list of numbers expected, found {values!r}")
+    return tuple([operator.index(value) for value in values])
 
 
 def _checked_dtype(dtype: Any) -> str:
