@@ -127,6 +127,13 @@ class Form:
     def is_f_ordered(self) -> bool:
         return self.runs(*reversed(range(len(self.axes))))
 
+    @functools.cached_property
+    def is_bare(self) -> bool:
+        """Whether chunks cut along the first axis alone have, one after the other, the bytes of the array in C order."""
+        in_rows = all(axis.is_whole for axis in self.axes[1:])
+        stands_out = any(axis.size % axis.chunk for axis in self.axes[:1])
+        return self.encoding.is_raw and self.is_c_ordered and in_rows and not stands_out
+
     def indices(self) -> Iterator[Index]:
         """All places of the grid, in C order."""
         return itertools.product(*map(range, self.counts))
@@ -169,6 +176,12 @@ class Grid:
     def is_complete(self) -> bool:
         """Whether every chunk is stored."""
         return len(self.chunks) == self.form.number
+
+    def bare_chunks(self) -> list[Chunk] | None:
+        """The chunks whose bytes, one after the other, are those of the array in C order; None where they are not."""
+        if not (self.form.is_bare and self.is_complete):
+            return None
+        return [self.chunks[index] for index in self.form.indices()]
 
     @property
     def nbytes(self) -> int:

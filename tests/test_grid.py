@@ -123,6 +123,31 @@ def test_an_encoded_array():
     np.testing.assert_array_equal(decoded(grid), [[0, 0], [0, 0], [5, 6]])
 
 
+@given(alone())
+def test_bare_chunks_are_the_bytes_of_the_array(grid: Grid):
+    chunks = grid.bare_chunks()
+    if chunks is not None:
+        assert grid.encoding.is_raw
+        assert b"".join(bytes(chunk) for chunk in chunks if isinstance(chunk, bytes)) == decoded(grid).tobytes()
+    elif grid.encoding.is_raw and grid.is_complete and grid.form.is_c_ordered:
+        assert not grid.form.is_unsplit
+
+
+def test_which_chunks_follow_one_another():
+    array = numbered((4, 6))
+    assert [len(grid.bare_chunks() or ()) for grid in (encoded(array), encoded(array, (2, 6)))] == [1, 2]
+    for other in (
+        encoded(array, (3, 6)),
+        encoded(array, (4, 3)),
+        encoded(array, order=(1, 0)),
+        encoded(array, (2, 6), missing=[(1, 0)]),
+        encoded(array, encoding=COMPRESSED),
+        encoded(array, encoding=Encoding(">i2")),
+    ):
+        assert other.bare_chunks() is None
+    assert encoded(numbered((0, 3))).bare_chunks() == []
+
+
 def test_the_order_of_short_axes_does_not_matter():
     array = numbered((1, 4, 1, 3))
     for order in ((0, 1, 2, 3), (1, 2, 0, 3), (1, 3, 2, 0)):

@@ -72,11 +72,9 @@ def _extents(leaf: Leaf) -> list[Extent] | None:
     if leaf.spec.nbytes < LEAST_COPY:
         return None
     grid = leaf.grid()
-    if grid is None or not grid.encoding.is_raw or not grid.form.is_c_ordered or not grid.is_complete:
+    chunks = grid.bare_chunks() if grid is not None else None
+    if not chunks:
         return None
-    if not grid.axes or any(not axis.is_whole for axis in grid.axes[1:]) or grid.axes[0].size % grid.axes[0].chunk:
-        return None
-    chunks = [grid.chunks[index] for index in grid.form.indices()]
     extents = [chunk for chunk in chunks if isinstance(chunk, Extent)]
     # What is too short for its shape is left to those who read it, and complain.
     fits = sum(extent.length for extent in extents) == leaf.spec.nbytes

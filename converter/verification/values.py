@@ -143,44 +143,42 @@ def _same_places(chunks: Sequence[ChunkPairs | None]) -> list[bool]:
     return [pairs is not None and all(itertools.starmap(files.same, pairs)) for pairs in chunks]
 
 
-_TOGETHER = 1000
-"""Leaves whose small chunks are in memory at a time."""
-
-
 def equal_small_chunks(chunks: Sequence[ChunkPairs | None], known: Sequence[bool]) -> set[int]:
     """The leaves (by number) of one small chunk that is equal in both files; those on disk are read together.
 
     Args:
       known: which leaves nobody asks about.
     """
-    small = [
-        (number, *pairs[0])
+    small = {
+        number: pair
         for number, pairs in enumerate(chunks)
-        if pairs is not None and len(pairs) == 1 and not known[number] and all(map(_is_small, pairs[0]))
-    ]
-    equal: set[int] = set()
-    for start in range(0, len(small), _TOGETHER):
-        numbers, left, right = zip(*small[start : start + _TOGETHER], strict=True)
-        pairs = zip(_contents(left), _contents(right), strict=True)
-        equal.update(number for number, (a, b) in zip(numbers, pairs, strict=True) if a == b)
-    return equal
+        if not known[number] and (pair := _small_pair(pairs)) is not None
+    }
+    left, right = (_contents([pair[side] for pair in small.values()]) for side in (0, 1))
+    return {number for number, a, b in zip(small, left, right, strict=True) if a == b}
+
+
+def _small_pair(pairs: ChunkPairs | None) -> tuple[Chunk, Chunk] | None:
+    """The only chunks of both arrays, where they are small."""
+    if pairs is None or len(pairs) != 1:
+        return None
+    left, right = pairs[0]
+    if left is None or right is None or max(length_of(left), length_of(right)) > SMALL:
+        return None
+    return left, right
 
 
 def _small_as_written(
     compared: Sequence[tuple[Step, Leaf]], chunks: Sequence[ChunkPairs | None], written: Sequence[int | None]
 ) -> set[int]:
     """The leaves (by number) of one small chunk that has the digest of what was written; they are read together."""
-    small = [
-        (number, known, chunk)
+    small = {
+        number: chunk
         for number, ((step, found), pairs, known) in enumerate(zip(compared, chunks, written, strict=True))
         if pairs is None and known is not None and (chunk := _small_array(step, found)) is not None
-    ]
-    equal: set[int] = set()
-    for start in range(0, len(small), _TOGETHER):
-        numbers, known, places = zip(*small[start : start + _TOGETHER], strict=True)
-        found = zip(numbers, known, _contents(places), strict=True)
-        equal.update(number for number, value, data in found if digest([data]) == value)
-    return equal
+    }
+    contents = _contents(list(small.values()))
+    return {number for number, data in zip(small, contents, strict=True) if digest([data]) == written[number]}
 
 
 def _small_array(step: Step, found: Leaf) -> Chunk | None:
@@ -189,18 +187,12 @@ def _small_array(step: Step, found: Leaf) -> Chunk | None:
     if spec.nbytes > SMALL or spec.kind not in ARRAYS or not same_spec(step.spec, spec):
         return None
     grid = found.grid()
-    if grid is None or len(grid.chunks) != 1 or not grid.encoding.is_raw:
-        return None
-    (chunk,) = grid.chunks.values()
-    fits = grid.form.is_unsplit and grid.form.is_c_ordered and length_of(chunk) == spec.nbytes
-    return chunk if fits else None
-
-
-def _is_small(chunk: Chunk | None) -> bool:
-    return chunk is not None and length_of(chunk) <= SMALL
+    chunks = grid.bare_chunks() if grid is not None else None
+    return chunks[0] if chunks and len(chunks) == 1 and length_of(chunks[0]) == spec.nbytes else None
 
 
 def _contents(chunks: Sequence[Chunk]) -> Iterator[bytes]:
+    """The bytes of small chunks, a few of them in memory at a time."""
     read = small_chunks([chunk for chunk in chunks if isinstance(chunk, Extent)])
     return (next(read) if isinstance(chunk, Extent) else chunk for chunk in chunks)
 
