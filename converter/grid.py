@@ -129,7 +129,7 @@ class Form:
 
     @functools.cached_property
     def is_bare(self) -> bool:
-        """Whether chunks cut along the first axis alone have, one after the other, the bytes of the array in C order."""
+        """Whether chunks, cut along the first axis alone, are the bytes of the array in C order one after the other."""
         in_rows = all(axis.is_whole for axis in self.axes[1:])
         stands_out = any(axis.size % axis.chunk for axis in self.axes[:1])
         return self.encoding.is_raw and self.is_c_ordered and in_rows and not stands_out

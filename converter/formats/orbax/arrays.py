@@ -266,7 +266,7 @@ def _parse(entry: Entry, text: bytes) -> ZarrArray:
         array = zarr.parse(text)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UnreadableCheckpoint(
-            f"{format_path(entry.path)}: its array metadata are damaged: {error!r} in {text[:80]!r}"
+            f"{format_path(entry.path)}: its array metadata are damaged: {error!r} in {text[:80]!r}", _DAMAGED
         ) from None
     except UnsupportedCheckpoint as error:
         raise UnsupportedCheckpoint(f"{format_path(entry.path)}: {error.message}", error.advice) from None
